@@ -1,0 +1,1 @@
+//! crds: to be written.

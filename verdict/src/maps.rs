@@ -1,0 +1,108 @@
+//! What the verdict asks of its surroundings: a packet to read and maps to look into. The kernel programs implement both
+//! over `__sk_buff` and BPF maps, the host over byte slices and `MemMaps`.
+
+use core::ops::Deref;
+
+use zerocopy::FromBytes;
+
+use crate::{
+    address::Address,
+    layout::{
+        AddressEntry, Alternative, Config, DenyEntry, DenyKey, EndpointWord, Event, Flow, FlowKey, FragmentEntry,
+        FragmentKey, LeaseKey, NameKey, NetworkEntry, PortSet, Range, RuleKey,
+    },
+    reason::Reason,
+};
+
+/// Where a packet is judged. TCX ingress of the host-side device is what the pod sends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
+pub enum Hook {
+    /// A packet the pod sends.
+    FromPod = 0,
+    /// A packet towards the pod.
+    ToPod = 1,
+}
+
+/// A packet as the hook sees it.
+pub trait Packet {
+    /// Reads a value at an offset from the Ethernet header; `None` past the end.
+    fn load<T: FromBytes + Copy>(&self, offset: usize) -> Option<T>;
+    /// Bytes of the packet, all fragments of the socket buffer included.
+    fn length(&self) -> u32;
+    /// Index of the device whose hook runs.
+    fn ifindex(&self) -> u32;
+    /// True when a local socket sent the packet (it was not forwarded).
+    fn has_socket(&self) -> bool;
+}
+
+/// The maps of layout.rs, and the clocks.
+pub trait Maps {
+    /// A reference to a flow; the value may be shared with other CPUs (see `Word`).
+    type FlowRef: Deref<Target = Flow>;
+    /// A reference to an aggregated denial.
+    type DenyRef: Deref<Target = DenyEntry>;
+
+    /// Coarse CLOCK_MONOTONIC, nanoseconds.
+    fn now(&self) -> u64;
+    /// CLOCK_BOOTTIME, nanoseconds.
+    fn boot_time(&self) -> u64;
+    /// CPU number and a counter that rises by one per call on this CPU: ids of new flows.
+    fn next_flow_id(&self) -> (u32, u64);
+    /// The zone these programs serve.
+    fn zone(&self) -> u32;
+    /// Global epoch.
+    fn epoch(&self) -> u32;
+    /// Epoch of an address's slot (`Address::epoch_slot`).
+    fn peer_epoch(&self, slot: u32) -> u32;
+
+    /// Slot of the endpoint behind a device.
+    fn device(&self, ifindex: u32) -> Option<u32>;
+    /// ENDPOINT word of a slot.
+    fn endpoint(&self, slot: u32) -> Option<EndpointWord>;
+    /// CONFIG by index. A reference, because a copy would not fit the BPF stack.
+    fn config(&self, index: u32) -> Option<&Config>;
+    /// ADDRESSES.
+    fn address(&self, zone: u32, address: &Address) -> Option<AddressEntry>;
+    /// NETWORKS, longest match.
+    fn network(&self, zone: u32, address: &Address) -> Option<NetworkEntry>;
+    /// RULES.
+    fn rule(&self, key: &RuleKey) -> Option<PortSet>;
+    /// RANGES by index.
+    fn range(&self, index: u32) -> Option<Range>;
+    /// ALTERNATIVES by index.
+    fn alternative(&self, index: u32) -> Option<Alternative>;
+    /// LEASES: deadline, CLOCK_BOOTTIME.
+    fn lease(&self, key: &LeaseKey) -> Option<u64>;
+    /// EXPIRIES by number: deadline, CLOCK_BOOTTIME.
+    fn expiry(&self, number: u32) -> Option<u64>;
+    /// NAMES: deadline, CLOCK_BOOTTIME.
+    fn name(&self, key: &NameKey) -> Option<u64>;
+
+    /// CONFIRMED.
+    fn confirmed(&self, key: &FlowKey) -> Option<Self::FlowRef>;
+    /// TENTATIVE.
+    fn tentative(&self, key: &FlowKey) -> Option<Self::FlowRef>;
+    /// Adds a flow to TENTATIVE, replacing one with the same key; `None` when there is no room.
+    fn insert_tentative(&self, key: &FlowKey, flow: &Flow) -> Option<Self::FlowRef>;
+    /// Copies a tentative flow to CONFIRMED and takes it out of TENTATIVE; false when CONFIRMED is full.
+    fn confirm(&self, key: &FlowKey, flow: &Flow) -> bool;
+    /// Removes a flow from both tables.
+    fn remove_flow(&self, key: &FlowKey);
+
+    /// FRAGMENTS.
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentEntry>;
+    /// Remembers a first fragment.
+    fn insert_fragment(&self, key: &FragmentKey, entry: &FragmentEntry);
+
+    /// DENIES.
+    fn denied(&self, key: &DenyKey) -> Option<Self::DenyRef>;
+    /// Adds an aggregated denial; false when DENIES is full (the caller counts it).
+    fn insert_denied(&self, key: &DenyKey, entry: &DenyEntry) -> bool;
+    /// Adds to a counter that other CPUs add to as well.
+    fn add(&self, word: &crate::layout::Word<u64>, amount: u64);
+    /// Writes an event with the next sequence number of this CPU; a full ring loses it, which the gap tells.
+    fn emit(&self, event: &mut Event);
+    /// Counts a verdict.
+    fn count(&self, hook: Hook, reason: Reason, bytes: u32);
+}
