@@ -4,6 +4,7 @@
 //! model (facts, policies) ─► index ─► compile ─► state (State, Delta) ─► plan (ordered map writes over verdict::layout)
 //! ```
 
+pub mod delta;
 pub mod diagnostic;
 pub mod digest;
 pub mod model;
