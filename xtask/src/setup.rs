@@ -1,0 +1,219 @@
+//! `cargo xtask setup`: what a machine with only Rust and a C compiler lacks. Pinned, says what it does and why, and does
+//! nothing (in well under a second) when all is there.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    paths,
+    run::{self, output, paint, step},
+};
+
+/// The LLVM that bpf-linker is built with. It reads the compiler's bitcode, so it must be at least as new.
+const LLVM_MAJOR: u32 = 22;
+
+/// A Debian package that provides something the checkout needs.
+struct Package {
+    name: &'static str,
+    why: &'static str,
+}
+
+const PROTOC: Package = Package {
+    name: "protobuf-compiler",
+    why: "protoc compiles the wire contracts in proto/",
+};
+const IPROUTE: Package = Package {
+    name: "iproute2",
+    why: "`ip` makes the namespaces of the tests and the demo",
+};
+const COMPILER: Package = Package {
+    name: "rustc-web",
+    why: "a compiler whose library sources match, for the kernel programs",
+};
+const SOURCES: Package = Package {
+    name: "rust-web-src",
+    why: "`core` is built for the kernel's target from source",
+};
+const LIBLLVM: Package = Package {
+    name: "libllvm22",
+    why: "bpf-linker links against it",
+};
+const LLVM_DEV: Package = Package {
+    name: "llvm-22-dev",
+    why: "only to build bpf-linker, once",
+};
+
+/// What is not there.
+struct Missing {
+    packages: Vec<Package>,
+    linker: bool,
+}
+
+pub(crate) fn setup() -> Result<ExitCode> {
+    let started = Instant::now();
+    if ensure()? {
+        println!(
+            "{} set up in {}",
+            paint(run::GREEN, "✓"),
+            run::seconds(started.elapsed())
+        );
+    } else {
+        println!("all is there, nothing to do ({} ms)", started.elapsed().as_millis());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Installs what is missing; true when something was.
+pub(crate) fn ensure() -> Result<bool> {
+    let missing = look()?;
+    if missing.packages.is_empty() && !missing.linker {
+        return Ok(false);
+    }
+    if !missing.packages.is_empty() {
+        install(&missing.packages)?;
+    }
+    if missing.linker {
+        build_linker()?;
+    }
+    let left = look()?;
+    if let Some(package) = left.packages.first() {
+        bail!(
+            "{} was installed but still is not usable: {}",
+            package.name,
+            package.why
+        );
+    }
+    if left.linker {
+        bail!(
+            "bpf-linker was built but does not start: try {}",
+            paths::bpf_linker()?.display()
+        );
+    }
+    Ok(true)
+}
+
+fn look() -> Result<Missing> {
+    let mut packages = Vec::new();
+    if output("protoc", &["--version"]).is_none() {
+        packages.push(PROTOC);
+    }
+    if output("ip", &["-V"]).is_none() {
+        packages.push(IPROUTE);
+    }
+    if !nightly_has_sources() {
+        let debian = sysroot("/usr/bin/rustc", &[]);
+        if debian.is_none() {
+            packages.push(COMPILER);
+        }
+        if debian.is_none_or(|path| !has_sources(&path)) {
+            packages.push(SOURCES);
+        }
+        check_llvm()?;
+    }
+    // Starting it proves that the shared library it needs is there too.
+    let path = paths::bpf_linker()?;
+    let linker = output(&path.to_string_lossy(), &["--version"]).is_none();
+    if linker {
+        if path.exists() {
+            packages.push(LIBLLVM);
+        }
+        if !Path::new(&llvm_prefix()).join("bin/llvm-config").exists() {
+            packages.push(LLVM_DEV);
+        }
+    }
+    Ok(Missing { packages, linker })
+}
+
+fn llvm_prefix() -> String {
+    format!("/usr/lib/llvm-{LLVM_MAJOR}")
+}
+
+/// A compiler with a newer LLVM than the linker's writes bitcode that the linker cannot read: say it here, not there.
+fn check_llvm() -> Result<()> {
+    let Some(version) = output("/usr/bin/rustc", &["-vV"]) else {
+        return Ok(());
+    };
+    let major = version
+        .lines()
+        .find_map(|line| line.strip_prefix("LLVM version: "))
+        .and_then(|text| text.split('.').next()?.parse::<u32>().ok());
+    match major {
+        Some(major) if major > LLVM_MAJOR => bail!(
+            "/usr/bin/rustc uses LLVM {major}, but bpf-linker {} is built with LLVM {LLVM_MAJOR} and cannot read its output.\n\
+             Install an older rustc-web, or a rustup nightly with rust-src: rustup toolchain install nightly -c rust-src",
+            paths::BPF_LINKER_VERSION
+        ),
+        _ => Ok(()),
+    }
+}
+
+fn sysroot(program: &str, arguments: &[&str]) -> Option<PathBuf> {
+    let arguments: Vec<&str> = arguments.iter().copied().chain(["--print", "sysroot"]).collect();
+    output(program, &arguments).map(PathBuf::from)
+}
+
+fn has_sources(sysroot: &Path) -> bool {
+    sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml").exists()
+}
+
+fn nightly_has_sources() -> bool {
+    sysroot("rustup", &["run", "nightly", "rustc"]).is_some_and(|path| has_sources(&path))
+}
+
+fn install(packages: &[Package]) -> Result<()> {
+    let names: Vec<&str> = packages.iter().map(|package| package.name).collect();
+    println!("to install with apt-get:");
+    for package in packages {
+        println!("  {:<20} {}", package.name, package.why);
+    }
+    if output("dpkg-query", &["--version"]).is_none() {
+        bail!(
+            "this is not a Debian system, so I cannot install them. Provide by hand: protoc, ip (iproute2), LLVM {LLVM_MAJOR} with \
+             headers under {}, and a compiler with library sources: rustup toolchain install nightly -c rust-src",
+            llvm_prefix()
+        );
+    }
+    let command = format!(
+        "apt-get update && apt-get install -y --no-install-recommends {}",
+        names.join(" ")
+    );
+    if !run::is_root() {
+        bail!("that needs root. Run this, then `cargo xtask setup` again:\n  sudo sh -c '{command}'");
+    }
+    let apt = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive").args(arguments);
+        command
+    };
+    step("apt-get update", &mut apt(&["update"]))?;
+    let mut arguments = vec!["install", "-y", "--no-install-recommends"];
+    arguments.extend(&names);
+    step(&format!("apt-get install {}", names.join(" ")), &mut apt(&arguments)).context(
+        "if rustc-web conflicts with an installed rustc or rustup package, use rustup's nightly with rust-src instead",
+    )
+}
+
+fn build_linker() -> Result<()> {
+    let version = paths::BPF_LINKER_VERSION;
+    let root = paths::cache()?.join(format!("tools/bpf-linker-{version}"));
+    println!(
+        "building bpf-linker {version} into {} (links the kernel programs; about 3 minutes, once)",
+        root.display()
+    );
+    let feature = format!("llvm-{LLVM_MAJOR}");
+    let mut command = run::cargo(&["install", "bpf-linker", "--version", version, "--locked", "--force"]);
+    command
+        .args(["--no-default-features", "--features", &feature, "--root"])
+        .arg(&root)
+        .env("LLVM_PREFIX", llvm_prefix())
+        .env(format!("LLVM_SYS_{LLVM_MAJOR}1_PREFIX"), llvm_prefix())
+        .env("CARGO_TARGET_DIR", root.join("target"));
+    step("build bpf-linker", &mut command)?;
+    // The binary is all we need of it; the objects are 300 MB.
+    std::fs::remove_dir_all(root.join("target")).context("removing bpf-linker's build directory")
+}

@@ -1,0 +1,334 @@
+//! `cargo xtask test`: every tier of tests, counted. A test that could not run is counted as skipped, with its reason, and
+//! is never green.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    process::{Command, ExitCode, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    Arguments, demo, paths,
+    run::{self, paint, seconds, step},
+    setup, tidy,
+};
+
+/// A tier of tests.
+struct Tier {
+    name: &'static str,
+    what: &'static str,
+    /// Arguments of `cargo test`; none = the tree's own rules.
+    cargo: &'static [&'static [&'static str]],
+}
+
+const TIERS: [Tier; 5] = [
+    Tier {
+        name: "unit",
+        what: "unit and property tests of all crates; no root needed",
+        cargo: &[
+            &[
+                "--workspace",
+                "--exclude",
+                "bulkhead-dataplane",
+                "--exclude",
+                "bulkhead-testbed",
+            ],
+            &[
+                "--package",
+                "bulkhead-dataplane",
+                "--package",
+                "bulkhead-testbed",
+                "--lib",
+                "--bins",
+            ],
+        ],
+    },
+    Tier {
+        name: "kernel",
+        what: "the shipped kernel programs against the same vectors as the host, and the agent's maps; root",
+        cargo: &[&["--package", "bulkhead-dataplane", "--test", "*"]],
+    },
+    Tier {
+        name: "e2e",
+        what: "real TCP, UDP and ICMP between pods in namespaces, compared with simulate and the oracle; root",
+        cargo: &[&["--package", "bulkhead-testbed", "--test", "matrix", "--test", "faults"]],
+    },
+    Tier {
+        name: "restart",
+        what: "the agent dies and comes back under traffic; root",
+        cargo: &[&["--package", "bulkhead-testbed", "--test", "restart"]],
+    },
+    Tier {
+        name: "tidy",
+        what: "the rules of the tree: layers, sizes, docs, examples, format, lints",
+        cargo: &[],
+    },
+];
+
+/// What a tier did.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    /// Tests that ran and hold.
+    pub(crate) passed: usize,
+    /// Names of tests that do not hold, or what else went wrong.
+    pub(crate) failed: Vec<String>,
+    /// Tests that could not run: name and reason.
+    pub(crate) skipped: Vec<(String, String)>,
+    /// Lines worth showing whatever happened.
+    pub(crate) notes: Vec<String>,
+}
+
+pub(crate) fn test(arguments: &mut Arguments) -> Result<ExitCode> {
+    let list = arguments.flag("--list");
+    let wanted = arguments.value("--tier")?;
+    arguments.done()?;
+    if list {
+        for tier in &TIERS {
+            println!("{:<8} {}", tier.name, tier.what);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let tiers: Vec<&Tier> = TIERS
+        .iter()
+        .filter(|tier| wanted.as_deref().is_none_or(|name| name == tier.name))
+        .collect();
+    if tiers.is_empty() {
+        bail!(
+            "there is no tier {}; see `cargo xtask test --list`",
+            wanted.unwrap_or_default()
+        );
+    }
+    let started = Instant::now();
+    setup::ensure()?;
+    let mut total = Outcome::default();
+    for tier in tiers {
+        let started = Instant::now();
+        println!("{} {}", paint(run::BOLD, tier.name), paint(run::DIM, tier.what));
+        let outcome = run_tier(tier).unwrap_or_else(|error| Outcome {
+            failed: vec![format!("{}: {error:#}", tier.name)],
+            ..Outcome::default()
+        });
+        print_tier(tier, &outcome, &seconds(started.elapsed()));
+        total.add(outcome);
+    }
+    for (name, reason) in &total.skipped {
+        println!("{} {name}: {reason}", paint(run::YELLOW, "SKIPPED"));
+    }
+    for name in &total.failed {
+        println!("{} {name}", paint(run::RED, "FAILED"));
+    }
+    println!("all tiers: {}", seconds(started.elapsed()));
+    println!(
+        "{} passed, {} failed, {} skipped",
+        total.passed,
+        total.failed.len(),
+        total.skipped.len()
+    );
+    Ok(if total.failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+impl Outcome {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed.extend(other.failed);
+        self.skipped.extend(other.skipped);
+    }
+}
+
+fn print_tier(tier: &Tier, outcome: &Outcome, elapsed: &str) {
+    for note in &outcome.notes {
+        println!("    {note}");
+    }
+    let (code, mark) = match (outcome.failed.is_empty(), outcome.skipped.is_empty()) {
+        (false, _) => (run::RED, "✗"),
+        (true, false) => (run::YELLOW, "!"),
+        (true, true) => (run::GREEN, "✓"),
+    };
+    println!(
+        "{} {}: {} passed, {} failed, {} skipped in {elapsed}",
+        paint(code, mark),
+        tier.name,
+        outcome.passed,
+        outcome.failed.len(),
+        outcome.skipped.len()
+    );
+}
+
+fn run_tier(tier: &Tier) -> Result<Outcome> {
+    if tier.cargo.is_empty() {
+        return tidy::all(true);
+    }
+    if tier.name == "e2e" || tier.name == "restart" {
+        demo::build()?;
+    }
+    let mut outcome = Outcome::default();
+    for (number, arguments) in tier.cargo.iter().enumerate() {
+        let mut build = run::cargo(&["test", "--no-run"]);
+        step(
+            &format!("build tests of tier {} {number}", tier.name),
+            build.args(*arguments),
+        )?;
+        let mut command = run::cargo(&["test", "--no-fail-fast"]);
+        // One by one where tests load programs and make namespaces: they would share the machine's two cores and time out.
+        let threads: &[&str] = if tier.name == "unit" {
+            &[]
+        } else {
+            &["--test-threads=1"]
+        };
+        command.args(*arguments).args(["--", "--show-output"]).args(threads);
+        read_results(&mut command, &format!("{}-{number}", tier.name), &mut outcome)?;
+    }
+    if outcome.passed + outcome.failed.len() + outcome.skipped.len() == 0 {
+        bail!("no test ran at all, which is not a success");
+    }
+    Ok(outcome)
+}
+
+/// Runs `cargo test` and reads what libtest prints. A test that cannot run prints `SKIPPED: why` and returns; libtest calls
+/// that passed, we do not.
+fn read_results(command: &mut Command, log: &str, outcome: &mut Outcome) -> Result<()> {
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .output()
+        .context("running cargo test")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let directory = paths::target().join("xtask");
+    fs::create_dir_all(&directory).context("creating the log directory")?;
+    let path = directory.join(format!("test-{log}.log"));
+    fs::write(&path, [output.stdout.as_slice(), &output.stderr].concat()).context("writing the log")?;
+    let results = Results::read(&text);
+    for (name, block) in &results.failures {
+        println!("{} {name}\n{block}", paint(run::RED, "✗"));
+    }
+    outcome.notes.push(format!("log: {}", path.display()));
+    outcome.notes.extend(results.notes);
+    let failed_before = outcome.failed.len();
+    outcome.passed += results.passed;
+    outcome.failed.extend(results.failures.into_keys());
+    outcome.skipped.extend(results.skipped);
+    if !output.status.success() && outcome.failed.len() == failed_before {
+        println!("{}", String::from_utf8_lossy(&output.stderr));
+        outcome.failed.push(format!(
+            "cargo test of {log} ended with {} without naming a test",
+            output.status
+        ));
+    }
+    Ok(())
+}
+
+/// libtest's output, read.
+#[derive(Default)]
+struct Results {
+    passed: usize,
+    /// Name → what it printed.
+    failures: BTreeMap<String, String>,
+    skipped: Vec<(String, String)>,
+    notes: Vec<String>,
+}
+
+impl Results {
+    fn read(text: &str) -> Self {
+        let mut results = Self::default();
+        let mut names_failed = Vec::new();
+        let mut printing: Option<String> = None;
+        // Verdicts come first, then what tests printed, which may look like anything.
+        let mut verdicts = true;
+        for line in text.lines() {
+            verdicts = (verdicts || line.starts_with("running ")) && line != "successes:" && line != "failures:";
+            if let Some(name) = line
+                .strip_prefix("---- ")
+                .and_then(|rest| rest.strip_suffix(" stdout ----"))
+            {
+                printing = Some(name.to_owned());
+            } else if let (true, Some((name, verdict))) = (
+                verdicts,
+                line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... ")),
+            ) {
+                match verdict {
+                    "ok" => results.passed += 1,
+                    "FAILED" => names_failed.push(name.to_owned()),
+                    other if other.starts_with("ignored") => results.skipped.push((name.to_owned(), other.to_owned())),
+                    _ => {}
+                }
+            } else if line.starts_with("test result: ") || line == "successes:" || line == "failures:" {
+                printing = None;
+            } else if let Some(name) = &printing {
+                if let Some(reason) = line.strip_prefix("SKIPPED: ") {
+                    results.passed = results.passed.saturating_sub(1);
+                    results.skipped.push((name.clone(), reason.to_owned()));
+                } else if let Some(note) = line.strip_prefix("NOTE: ") {
+                    results.notes.push(note.to_owned());
+                }
+                let block = results.failures.entry(name.clone()).or_default();
+                block.push_str("    ");
+                block.push_str(line);
+                block.push('\n');
+            }
+        }
+        results.failures.retain(|name, _| names_failed.contains(name));
+        for name in names_failed {
+            results.failures.entry(name).or_default();
+        }
+        results
+    }
+}
+
+#[cfg(test)]
+mod self_tests {
+    use super::Results;
+
+    const OUTPUT: &str = "running 4 tests
+test a::good ... ok
+test b::needs_root ... ok
+test c::bad ... FAILED
+test d::later ... ignored, not on this kernel
+
+successes:
+
+---- a::good stdout ----
+NOTE: reason histogram: 34 of 34
+
+---- b::needs_root stdout ----
+SKIPPED: not root
+
+failures:
+
+---- c::bad stdout ----
+assertion failed
+test of nothing ... at all
+
+failures:
+    c::bad
+
+test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s
+";
+
+    #[test]
+    fn a_skipped_test_is_not_a_passed_one() {
+        let results = Results::read(OUTPUT);
+        assert_eq!(results.passed, 1);
+        assert_eq!(results.failures.keys().collect::<Vec<_>>(), ["c::bad"]);
+        assert!(results.failures["c::bad"].contains("assertion failed"));
+        assert_eq!(results.notes, ["reason histogram: 34 of 34"]);
+        let skipped: Vec<_> = results
+            .skipped
+            .iter()
+            .map(|(name, why)| (name.as_str(), why.as_str()))
+            .collect();
+        assert_eq!(
+            skipped,
+            [
+                ("d::later", "ignored, not on this kernel"),
+                ("b::needs_root", "not root")
+            ]
+        );
+    }
+}
