@@ -1,0 +1,25 @@
+//! Generates the protobuf and gRPC code from proto/bulkhead/v1.
+
+use std::{env, io, path::PathBuf, process::Command};
+
+const FILES: [&str; 5] = ["resource", "node", "flow", "agent", "controller"];
+
+fn main() -> io::Result<()> {
+    let protoc = env::var_os("PROTOC").map_or_else(|| PathBuf::from("protoc"), PathBuf::from);
+    println!("cargo::rerun-if-env-changed=PROTOC");
+    println!("cargo::rerun-if-changed=proto");
+    if let Err(error) = Command::new(&protoc).arg("--version").output() {
+        println!(
+            "cargo::error=the protobuf compiler `{}` does not run ({error}); `cargo xtask setup` installs it \
+             (Debian package protobuf-compiler), or set PROTOC to its path",
+            protoc.display()
+        );
+        return Ok(());
+    }
+    let files = FILES.map(|name| format!("proto/bulkhead/v1/{name}.proto"));
+    let files: Vec<&str> = files.iter().map(String::as_str).collect();
+    // No transport: callers make a channel over their unix socket and wrap it.
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .compile_protos(&files, &["proto"])
+}

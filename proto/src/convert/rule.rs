@@ -1,0 +1,253 @@
+//! Rules and port sets on the wire. Alternatives name their rule by index into the chunk's table of rules.
+
+use std::collections::HashMap;
+
+use bulkhead_policy::{
+    model::{Builtin, Direction, Guard, RuleName, Side},
+    state::{Alternative, Decision, PortSet, Range},
+};
+use bulkhead_verdict::port::Position;
+use prost::Message as _;
+
+use super::{
+    Inside as _, Problem, WireError,
+    name::{direction, policy},
+    required,
+};
+use crate::v1;
+
+/// The rules of a chunk, each once.
+#[derive(Default, Debug)]
+pub struct RuleTable {
+    indices: HashMap<RuleName, u32>,
+    rules: Vec<v1::RuleName>,
+    bytes: usize,
+}
+
+impl RuleTable {
+    /// Index of a rule, which is added if it is new.
+    pub(crate) fn index(&mut self, name: &RuleName) -> u32 {
+        if let Some(index) = self.indices.get(name) {
+            return *index;
+        }
+        let index = u32::try_from(self.rules.len()).unwrap_or(u32::MAX);
+        let rule = v1::RuleName::from(name);
+        self.bytes += rule.encoded_len() + 4;
+        self.rules.push(rule);
+        self.indices.insert(name.clone(), index);
+        index
+    }
+
+    /// Bytes of the table on the wire, at most.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn into_rules(self) -> Vec<v1::RuleName> {
+        self.rules
+    }
+}
+
+impl From<&RuleName> for v1::RuleName {
+    fn from(name: &RuleName) -> Self {
+        use v1::rule_name::{IsolationRule, PolicyRule, Rule};
+        let wire = |direction: &Direction| v1::Direction::from(*direction).into();
+        let rule = match name {
+            RuleName::Builtin(builtin) => Rule::Builtin(builtin_to_wire(*builtin).into()),
+            RuleName::Rule {
+                policy,
+                generation,
+                direction,
+                index,
+                name,
+            } => Rule::PolicyRule(PolicyRule {
+                policy: Some(policy.into()),
+                generation: *generation,
+                direction: wire(direction),
+                index: *index,
+                name: name.clone(),
+            }),
+            RuleName::DefaultDeny {
+                policy,
+                generation,
+                direction,
+            } => Rule::DefaultDeny(IsolationRule {
+                policy: Some(policy.into()),
+                generation: *generation,
+                direction: wire(direction),
+            }),
+        };
+        Self { rule: Some(rule) }
+    }
+}
+
+pub(crate) fn rule_name_from_wire(wire: v1::RuleName) -> Result<RuleName, WireError> {
+    use v1::rule_name::Rule;
+    Ok(match required("rule", wire.rule)? {
+        Rule::Builtin(number) => RuleName::Builtin(builtin(number)?),
+        Rule::PolicyRule(rule) => RuleName::Rule {
+            policy: policy(rule.policy).inside("policy_rule")?,
+            generation: rule.generation,
+            direction: direction(rule.direction).inside("policy_rule")?,
+            index: rule.index,
+            name: rule.name,
+        },
+        Rule::DefaultDeny(rule) => RuleName::DefaultDeny {
+            policy: policy(rule.policy).inside("default_deny")?,
+            generation: rule.generation,
+            direction: direction(rule.direction).inside("default_deny")?,
+        },
+    })
+}
+
+fn builtin_to_wire(builtin: Builtin) -> v1::BuiltinRule {
+    match builtin {
+        Builtin::SelfTraffic => v1::BuiltinRule::Self_,
+        Builtin::Node => v1::BuiltinRule::Node,
+        Builtin::DefaultAllow => v1::BuiltinRule::DefaultAllow,
+        Builtin::Control => v1::BuiltinRule::Control,
+        Builtin::Unmanaged => v1::BuiltinRule::Unmanaged,
+    }
+}
+
+fn builtin(number: i32) -> Result<Builtin, WireError> {
+    match v1::BuiltinRule::try_from(number) {
+        Ok(v1::BuiltinRule::Self_) => Ok(Builtin::SelfTraffic),
+        Ok(v1::BuiltinRule::Node) => Ok(Builtin::Node),
+        Ok(v1::BuiltinRule::DefaultAllow) => Ok(Builtin::DefaultAllow),
+        Ok(v1::BuiltinRule::Control) => Ok(Builtin::Control),
+        Ok(v1::BuiltinRule::Unmanaged) => Ok(Builtin::Unmanaged),
+        Ok(v1::BuiltinRule::Unspecified) | Err(_) => Err(WireError::new("builtin", Problem::UnknownEnum(number))),
+    }
+}
+
+fn guard_to_wire(guard: Guard) -> v1::Guard {
+    use v1::guard::{Guard as Wire, Lease};
+    let guard = match guard {
+        Guard::Lease { profile, side, negated } => {
+            let side = match side {
+                Side::Subject => v1::Side::Subject,
+                Side::Peer => v1::Side::Peer,
+            };
+            Wire::Lease(Lease {
+                profile,
+                side: side.into(),
+                negated,
+            })
+        }
+        Guard::Until(number) => Wire::Until(number),
+        Guard::Name(number) => Wire::Name(number),
+    };
+    v1::Guard { guard: Some(guard) }
+}
+
+fn guard(wire: v1::Guard) -> Result<Guard, WireError> {
+    use v1::guard::Guard as Wire;
+    Ok(match required("guard", wire.guard)? {
+        Wire::Lease(lease) => {
+            let side = match v1::Side::try_from(lease.side) {
+                Ok(v1::Side::Subject) => Side::Subject,
+                Ok(v1::Side::Peer) => Side::Peer,
+                Ok(v1::Side::Unspecified) | Err(_) => {
+                    return Err(WireError::new("lease.side", Problem::UnknownEnum(lease.side)));
+                }
+            };
+            Guard::Lease {
+                profile: lease.profile,
+                side,
+                negated: lease.negated,
+            }
+        }
+        Wire::Until(number) => Guard::Until(number),
+        Wire::Name(number) => Guard::Name(number),
+    })
+}
+
+pub(crate) fn port_set_to_wire(set: &PortSet, rules: &mut RuleTable) -> v1::PortSet {
+    let mut list = |alternatives: &[Alternative]| {
+        let wire = |alternative: &Alternative| {
+            let decision = match alternative.decision {
+                Decision::Allow => v1::Decision::Allow,
+                Decision::Deny => v1::Decision::Deny,
+            };
+            v1::Alternative {
+                guard: alternative.guard.map(guard_to_wire),
+                decision: decision.into(),
+                rule: rules.index(&alternative.rule),
+            }
+        };
+        alternatives.iter().map(wire).collect()
+    };
+    let range = |range: &Range| v1::Range {
+        low: range.low,
+        high: range.high,
+        enforce: list(&range.enforce),
+        shadow: list(&range.shadow),
+    };
+    v1::PortSet {
+        ranges: set.ranges.iter().map(range).collect(),
+    }
+}
+
+fn alternatives(wire: Vec<v1::Alternative>, rules: &[RuleName]) -> Result<Vec<Alternative>, WireError> {
+    let last = wire.len().saturating_sub(1);
+    let one = |(at, wire): (usize, v1::Alternative)| {
+        let decision = match v1::Decision::try_from(wire.decision) {
+            Ok(v1::Decision::Allow) => Decision::Allow,
+            Ok(v1::Decision::Deny) => Decision::Deny,
+            Ok(v1::Decision::Unspecified) | Err(_) => {
+                return Err(WireError::new("decision", Problem::UnknownEnum(wire.decision)).inside(at));
+            }
+        };
+        let missing = || Problem::NoSuchIndex {
+            index: wire.rule,
+            length: rules.len(),
+        };
+        let rule = usize::try_from(wire.rule).ok().and_then(|index| rules.get(index));
+        let rule = rule
+            .ok_or_else(|| WireError::new("rule", missing()).inside(at))?
+            .clone();
+        let guard = wire.guard.map(guard).transpose().inside(at)?;
+        match (guard, at == last) {
+            (None, false) => Err(Problem::Shape("an alternative without a guard hides those after it")),
+            (Some(_), true) => Err(Problem::Shape(
+                "the last alternative has a guard, so nothing may decide",
+            )),
+            _ => Ok(Alternative { guard, decision, rule }),
+        }
+        .map_err(|problem| WireError::new("guard", problem).inside(at))
+    };
+    wire.into_iter().enumerate().map(one).collect()
+}
+
+/// Checks the shape too, so that no packet can meet a position nothing decides.
+pub(crate) fn port_set_from_wire(wire: v1::PortSet, rules: &[RuleName]) -> Result<PortSet, WireError> {
+    let mut ranges = Vec::with_capacity(wire.ranges.len());
+    let mut next = Some(Position::FIRST.0);
+    for (at, range) in wire.ranges.into_iter().enumerate() {
+        let field = format!("ranges[{at}]");
+        if next != Some(range.low) || range.high < range.low || range.high > Position::LAST.0 {
+            let problem = Problem::Shape("ranges are not sorted and disjoint, or leave a position out");
+            return Err(WireError::new(field, problem));
+        }
+        next = range.high.checked_add(1);
+        if range.enforce.is_empty() {
+            return Err(WireError::new(format!("{field}.enforce"), Problem::Missing));
+        }
+        let enforce = alternatives(range.enforce, rules).inside("enforce").inside(&field)?;
+        let shadow = alternatives(range.shadow, rules).inside("shadow").inside(&field)?;
+        ranges.push(Range {
+            low: range.low,
+            high: range.high,
+            enforce,
+            shadow,
+        });
+    }
+    if next != Position::LAST.0.checked_add(1) {
+        return Err(WireError::new(
+            "ranges",
+            Problem::Shape("the ranges end before the last position"),
+        ));
+    }
+    Ok(PortSet { ranges })
+}
