@@ -26,6 +26,32 @@ impl Address {
         self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0xffff_u32.to_be()
     }
 
+    /// Equality without the call to `bcmp` that the compiler makes of `==`.
+    #[inline(always)]
+    pub const fn same(&self, other: &Self) -> bool {
+        ((self.0[0] ^ other.0[0]) | (self.0[1] ^ other.0[1]) | (self.0[2] ^ other.0[2]) | (self.0[3] ^ other.0[3])) == 0
+    }
+
+    /// A total order (not the numeric one): which end of a flow is `low`.
+    #[inline(always)]
+    pub const fn before(&self, other: &Self) -> bool {
+        if self.0[3] != other.0[3] {
+            self.0[3] < other.0[3]
+        } else if self.0[2] != other.0[2] {
+            self.0[2] < other.0[2]
+        } else if self.0[1] != other.0[1] {
+            self.0[1] < other.0[1]
+        } else {
+            self.0[0] < other.0[0]
+        }
+    }
+
+    /// True for `ff00::/8`.
+    #[inline(always)]
+    pub const fn is_multicast_v6(&self) -> bool {
+        u32::from_be(self.0[0]) >> 24 == 0xff
+    }
+
     /// Slot of this address in the peer-epoch array; several addresses may share one, which only re-judges more flows.
     #[inline(always)]
     pub const fn epoch_slot(&self) -> u32 {
@@ -42,8 +68,8 @@ impl From<std::net::IpAddr> for Address {
             std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
             std::net::IpAddr::V6(v6) => v6.octets(),
         };
-        let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        Self([word(0), word(4), word(8), word(12)])
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+        Self([[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]].map(u32::from_ne_bytes))
     }
 }
 

@@ -39,6 +39,19 @@ pub const TENTATIVE: u32 = 65_536;
 pub const DENIES: u32 = 32_768;
 /// Tracked fragmented datagrams.
 pub const FRAGMENTS: u32 = 8_192;
+/// Devices with a program: an old and a new one for each endpoint.
+pub const DEVICES: u32 = ENDPOINTS * 2;
+/// Leases `(profile, image class)`.
+pub const LEASES: u32 = 65_536;
+/// Expiries.
+pub const EXPIRIES: u32 = 4_096;
+/// Learned addresses of names.
+pub const NAMES: u32 = 65_536;
+/// Names behind interned numbers.
+pub const INTERNS: u32 = 524_288;
+/// Counters of STATS: for each hook 256, numbered by reason; the two highest are [`stat::LOST_EVENT`] and
+/// [`stat::LOST_DENIAL`]. The index is `hook << 8 | number`.
+pub const STATS: u32 = 512;
 /// Bytes of the event ring.
 pub const EVENTS_BYTES: u32 = 8 << 20;
 /// Bound on the binary search of a port set: a set has at most `2^MAX_SEARCH` ranges.
@@ -108,6 +121,14 @@ pub mod side {
     pub const SUBJECT: u8 = 0;
     /// Its peer.
     pub const PEER: u8 = 1;
+}
+
+/// Numbers of STATS that are no reason.
+pub mod stat {
+    /// Events the full ring did not take.
+    pub const LOST_EVENT: u8 = 254;
+    /// Denied packets that no record of DENIES counts, because it was full.
+    pub const LOST_DENIAL: u8 = 255;
 }
 
 /// Bits of [`Config::flags`].
@@ -186,6 +207,26 @@ layout! {
         padding: [u8; 2],
         /// End of the adoption window, CLOCK_MONOTONIC nanoseconds; 0 = closed.
         adopt_until: u64,
+    }
+}
+
+impl Config {
+    /// True when the address is one of the endpoint's own.
+    #[inline(always)]
+    pub fn owns(&self, address: &Address) -> bool {
+        let mut own = false;
+        for (own_address, number) in self.addresses.iter().zip(0_u32..) {
+            own |= (number < self.address_count) & own_address.same(address);
+        }
+        own
+    }
+
+    /// True when the MAC, as three words loaded from a packet, is the endpoint's own.
+    #[inline(always)]
+    pub const fn has_mac(&self, mac: [u16; 3]) -> bool {
+        let [a, b, c, d, e, f] = self.mac;
+        let [x, y, z] = mac;
+        ((u16::from_ne_bytes([a, b]) ^ x) | (u16::from_ne_bytes([c, d]) ^ y) | (u16::from_ne_bytes([e, f]) ^ z)) == 0
     }
 }
 
@@ -315,7 +356,8 @@ layout! {
         low: Address,
         /// The end that sorts last.
         high: Address,
-        /// Port of `low`, network byte order; the echo id for ICMP echo.
+        /// Port of `low`, network byte order. ICMP has none: the initiator's end holds the echo id (0 for other types),
+        /// the responder's end `type << 8 | code` of the request. So the responder's port is always what rules ask for.
         low_port: u16,
         /// Port of `high`.
         high_port: u16,
@@ -393,7 +435,7 @@ layout! {
         source: Address,
         /// Responder.
         destination: Address,
-        /// Flow id: rises per CPU; (cpu, id) names the flow in later records.
+        /// Flow id, `CPU that opened it << 48 | number that rises per CPU`; 0 = no flow.
         flow: u64,
         /// Rule that decided.
         rule: u32,
@@ -448,7 +490,7 @@ pub mod event_kind {
     pub const OPEN: u8 = 1;
     /// The first denied packet of a [`super::DenyKey`]; later ones only count in DENIES.
     pub const DENY: u8 = 2;
-    /// A live flow was cut.
+    /// A live flow was cut. Takes the place of the `DENY` its packet would have caused.
     pub const CUT: u8 = 3;
     /// A flow ended inside the kernel (its tuple was used again); `counters` are its last.
     pub const CLOSE: u8 = 4;
@@ -485,8 +527,9 @@ impl<T: Copy> Word<T> {
 #[derive(FromBytes, IntoBytes, KnownLayout, Default)]
 #[repr(C)]
 pub struct Side {
-    /// `key tag << 32 | endpoint generation`; 0 = not approved. The tag is of the flow's key: a preallocated element
-    /// can be given to another flow while a program still holds it, and must not lend its approval.
+    /// `tag << 32 | endpoint generation`; 0 = not approved. The tag is a checksum over everything the approval holds
+    /// for (`flow::tag`: key, device, slot, deadline, epochs), because other CPUs may write the other words, and the
+    /// element may be given to another flow, while a program holds it: what does not fit together is no approval.
     pub approval: Word<u64>,
     /// The approval is looked at again from here on: coarse CLOCK_MONOTONIC nanoseconds, `u64::MAX` = no guard.
     pub deadline: Word<u64>,
@@ -531,7 +574,7 @@ pub struct Flow {
     pub responder_flags: Word<u8>,
     /// 1 = the initiator is the key's `low` end.
     pub initiator_is_low: Word<u8>,
-    /// 1 = a shadow verdict would have dropped it.
+    /// The shadow verdict would have dropped it: bit 0 at the initiator's side, bit 1 at the responder's.
     pub shadow_drop: Word<u8>,
     /// CPU that opened it, with `id`.
     pub cpu: Word<u32>,
@@ -560,6 +603,16 @@ pub struct DenyEntry {
     pub generation: Word<u32>,
 }
 const _: () = assert!(size_of::<DenyEntry>() == 48);
+
+layout! {
+    /// STATS, a per-CPU array (see [`STATS`]): what one reason counted at one hook.
+    Counter, 16 {
+        /// Packets.
+        packets: u64,
+        /// Their bytes.
+        bytes: u64,
+    }
+}
 
 layout! {
     /// Key of NAMES_OF, which only user space reads: the names behind interned numbers, so that an agent that comes

@@ -1,9 +1,19 @@
 //! The packet verdict: one `no_std`, allocation-free crate that is compiled for the kernel (`bpfel-unknown-none`) and
 //! for the host. The kernel programs, the host tests, the fuzzers, the simulator and the replay all call [`decide`].
 #![cfg_attr(not(any(test, feature = "host")), no_std)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::unreachable))]
 
 pub mod address;
+pub mod decide;
+pub mod flow;
 pub mod layout;
 pub mod maps;
+pub mod packet;
+pub mod policy;
 pub mod port;
 pub mod reason;
+pub mod record;
+pub mod spoof;
+
+pub use decide::{Scratch, Stage, Verdict, decide};

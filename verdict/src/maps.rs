@@ -7,11 +7,11 @@ use zerocopy::FromBytes;
 
 use crate::{
     address::Address,
+    decide::{Scratch, Stage},
     layout::{
         AddressEntry, Alternative, Config, DenyEntry, DenyKey, EndpointWord, Event, Flow, FlowKey, FragmentEntry,
         FragmentKey, LeaseKey, NameKey, NetworkEntry, PortSet, Range, RuleKey,
     },
-    reason::Reason,
 };
 
 /// Where a packet is judged. TCX ingress of the host-side device is what the pod sends.
@@ -28,12 +28,25 @@ pub enum Hook {
 pub trait Packet {
     /// Reads a value at an offset from the Ethernet header; `None` past the end.
     fn load<T: FromBytes + Copy>(&self, offset: usize) -> Option<T>;
+    /// Asks for the first `end` bytes to be readable, where the packet has them (the kernel may keep them elsewhere).
+    fn reach(&self, end: usize);
+    /// True when the packet carries a VLAN tag outside of its bytes.
+    fn tagged(&self) -> bool;
     /// Bytes of the packet, all fragments of the socket buffer included.
     fn length(&self) -> u32;
     /// Index of the device whose hook runs.
     fn ifindex(&self) -> u32;
     /// True when a local socket sent the packet (it was not forwarded).
     fn has_socket(&self) -> bool;
+    /// Runs a stage of the decision. The kernel makes each a function of its own, which its verifier checks once and
+    /// not again for every way that leads there.
+    #[inline(always)]
+    fn stage<M: Maps>(&self, maps: &M, scratch: &mut Scratch, stage: Stage)
+    where
+        Self: Sized,
+    {
+        stage.run(self, maps, scratch);
+    }
 }
 
 /// The maps of layout.rs, and the clocks.
@@ -47,7 +60,7 @@ pub trait Maps {
     fn now(&self) -> u64;
     /// CLOCK_BOOTTIME, nanoseconds.
     fn boot_time(&self) -> u64;
-    /// CPU number and a counter that rises by one per call on this CPU: ids of new flows.
+    /// CPU number and a counter that rises by one per call on this CPU, from 1: ids of new flows.
     fn next_flow_id(&self) -> (u32, u64);
     /// The zone these programs serve.
     fn zone(&self) -> u32;
@@ -83,8 +96,8 @@ pub trait Maps {
     fn confirmed(&self, key: &FlowKey) -> Option<Self::FlowRef>;
     /// TENTATIVE.
     fn tentative(&self, key: &FlowKey) -> Option<Self::FlowRef>;
-    /// Adds a flow to TENTATIVE, replacing one with the same key; `None` when there is no room.
-    fn insert_tentative(&self, key: &FlowKey, flow: &Flow) -> Option<Self::FlowRef>;
+    /// Adds a flow to TENTATIVE, replacing one with the same key; false when there is no room.
+    fn insert_tentative(&self, key: &FlowKey, flow: &Flow) -> bool;
     /// Copies a tentative flow to CONFIRMED and takes it out of TENTATIVE; false when CONFIRMED is full.
     fn confirm(&self, key: &FlowKey, flow: &Flow) -> bool;
     /// Removes a flow from both tables.
@@ -97,12 +110,13 @@ pub trait Maps {
 
     /// DENIES.
     fn denied(&self, key: &DenyKey) -> Option<Self::DenyRef>;
-    /// Adds an aggregated denial; false when DENIES is full (the caller counts it).
+    /// Adds an aggregated denial; false when DENIES is full.
     fn insert_denied(&self, key: &DenyKey, entry: &DenyEntry) -> bool;
     /// Adds to a counter that other CPUs add to as well.
     fn add(&self, word: &crate::layout::Word<u64>, amount: u64);
-    /// Writes an event with the next sequence number of this CPU; a full ring loses it, which the gap tells.
-    fn emit(&self, event: &mut Event);
-    /// Counts a verdict.
-    fn count(&self, hook: Hook, reason: Reason, bytes: u32);
+    /// Writes an event: `fill` writes every field but `sequence` and `cpu`, which this sets (the next number of this
+    /// CPU). A full ring loses it, which the gap in the numbers and [`crate::layout::stat::LOST_EVENT`] tell.
+    fn emit(&self, hook: Hook, fill: impl FnOnce(&mut Event));
+    /// Counts a packet in STATS, under a [`crate::reason::Reason`] or a [`crate::layout::stat`].
+    fn count(&self, hook: Hook, number: u8, bytes: u32);
 }

@@ -53,9 +53,10 @@ reasons! {
     // --- drops: policy ----------------------------------------------------------------------------------------
     /// A rule denies it, or an isolating policy's default-deny does; the rule id says which.
     PolicyDenied = 64, "policy-denied";
-    /// A live flow lost its permission: a changed policy or identity, or a lapsed guard. The first packet after that.
+    /// A live flow lost its permission: a changed policy or identity, or a lapsed guard. The first packet after that;
+    /// the flow stays known, so later ones are `PolicyDenied` until it is allowed again or its idle time-out passes.
     Revoked = 65, "revoked";
-    /// Mid-stream TCP that belongs to no known flow.
+    /// Mid-stream TCP, or an ICMP echo reply, that belongs to no known flow.
     MidStream = 66, "mid-stream";
     /// An ICMP error that refers to no live flow of this endpoint.
     UnrelatedError = 67, "unrelated-icmp-error";
@@ -75,11 +76,11 @@ reasons! {
     WrongDestination = 84, "wrong-destination";
 
     // --- drops: the packet ------------------------------------------------------------------------------------
-    /// Shorter than its Ethernet header says.
+    /// Shorter than an Ethernet header.
     MalformedEthernet = 96, "malformed-ethernet";
     /// A wrong IPv4 header.
     MalformedIpv4 = 97, "malformed-ipv4";
-    /// A wrong IPv6 header or extension header.
+    /// A wrong IPv6 header or extension header, or a source route that is not used up.
     MalformedIpv6 = 98, "malformed-ipv6";
     /// A cut or wrong transport header.
     MalformedTransport = 99, "malformed-transport";
@@ -87,11 +88,11 @@ reasons! {
     MalformedArp = 100, "malformed-arp";
     /// More IPv6 extension headers than are walked.
     ExtensionHeaders = 101, "too-many-extension-headers";
-    /// An ethertype that is not IPv4, IPv6 or ARP.
+    /// An ethertype that is not IPv4, IPv6 or ARP, or a VLAN tag.
     UnknownEthertype = 102, "unknown-ethertype";
 
     // --- drops: our own state ---------------------------------------------------------------------------------
-    /// The device carries our program, but no endpoint is known for it.
+    /// The device carries our program, but no endpoint is known for it, or that endpoint has another device.
     UnknownEndpoint = 112, "unknown-endpoint";
     /// The endpoint's configuration is missing or torn down.
     MissingConfig = 113, "missing-config";
@@ -99,9 +100,9 @@ reasons! {
     MissingRuleset = 114, "missing-ruleset";
     /// The port set has no range for the port, or its search did not end within the bound.
     BrokenPortSet = 115, "broken-port-set";
-    /// The list of alternatives is empty, unterminated or longer than the bound.
+    /// The list of alternatives is empty, unterminated, longer than the bound, or has a guard this build does not know.
     BrokenAlternatives = 116, "broken-alternatives";
-    /// The confirmed flow table is full; live flows are untouched.
+    /// No room for a new flow; live flows are untouched.
     FlowTableFull = 117, "flow-table-full";
     /// The action of an alternative is not one this build knows.
     UnknownAction = 118, "unknown-action";
