@@ -22,7 +22,10 @@ pub(crate) fn parse(text: &str, field: &str, report: &mut Report<'_>) -> Result<
     }
     let network = IpNetwork::new(block.network(), block.prefix()).map_err(|_| bad())?;
     if network.ip() != block.ip() {
-        report.warning(field, format!("{text} has address bits beyond its prefix length and is read as {network}; write that"));
+        report.warning(
+            field,
+            format!("{text} has address bits beyond its prefix length and is read as {network}; write that"),
+        );
     }
     Ok(network)
 }
@@ -38,9 +41,15 @@ pub(crate) fn warn_of_overlap(blocks: &[IpNetwork], field: &str, report: &mut Re
     for (index, block) in blocks.iter().enumerate() {
         let outer = blocks.iter().find(|outer| strictly_inside(*block, **outer));
         if let Some(outer) = outer {
-            report.warning(format!("{field}[{index}]"), format!("{block} lies inside {outer}, so it changes nothing; remove one of them"));
+            report.warning(
+                format!("{field}[{index}]"),
+                format!("{block} lies inside {outer}, so it changes nothing; remove one of them"),
+            );
         } else if !seen.insert(block) {
-            report.warning(format!("{field}[{index}]"), format!("{block} is there twice; remove one of them"));
+            report.warning(
+                format!("{field}[{index}]"),
+                format!("{block} is there twice; remove one of them"),
+            );
         }
     }
 }
@@ -61,7 +70,17 @@ mod tests {
         assert_eq!(read("10.1.2.3/8"), (Ok("10.0.0.0/8".to_owned()), 1));
         assert_eq!(read("fd00::1/128"), (Ok("fd00::1/128".to_owned()), 0));
         assert_eq!(read("::/0"), (Ok("::/0".to_owned()), 0));
-        for bad in ["10.0.0.0", "10.0.0.0/", "10.0.0.0/33", "10.0.0.0/255.0.0.0", "010.0.0.0/8", "x/8", "", "::ffff:10.0.0.0/104", "10.0.0.0/+8"] {
+        for bad in [
+            "10.0.0.0",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "10.0.0.0/255.0.0.0",
+            "010.0.0.0/8",
+            "x/8",
+            "",
+            "::ffff:10.0.0.0/104",
+            "10.0.0.0/+8",
+        ] {
             assert!(read(bad).0.is_err(), "{bad}");
         }
     }

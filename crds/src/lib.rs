@@ -1,1 +1,24 @@
-//! crds: to be written.
+//! What users write: the types of policies, their CustomResourceDefinitions, and the lowering of Kubernetes objects to the facts and
+//! policies that the compiler takes. Kubernetes types stop here.
+//!
+//! ```text
+//! text ─► value (YAML, JSON) ─► documents ─► facts, network_policy, cluster_network_policy ─► manifests (duplicates, what is left out)
+//! ```
+//!
+//! Nothing here fails: what is wrong with the input is a [`Diagnostic`](bulkhead_policy::diagnostic::Diagnostic) beside the result,
+//! and what cannot be read has a closed meaning, said in the module that reads it.
+
+mod cidr;
+pub mod cluster_network_policy;
+mod documents;
+mod facts;
+mod manifests;
+pub mod network_policy;
+mod read;
+mod report;
+mod selector;
+mod value;
+
+pub use facts::HostPod;
+pub use manifests::{Lowered, Manifests, lower};
+pub use report::Report;

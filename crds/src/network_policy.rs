@@ -17,8 +17,6 @@ use k8s_openapi::{
 use serde_json::Value;
 
 mod parts;
-#[cfg(test)]
-mod tests;
 
 use parts::{Parts, RuleParts};
 
@@ -46,30 +44,54 @@ pub(crate) fn lower_value(value: &Value, report: &mut Report<'_>) -> Option<Poli
 
 fn lower_parts(parts: &Parts, unknown: &Unknown, report: &mut Report<'_>) -> Option<Policy> {
     let Some(name) = parts.metadata.name.clone().filter(|name| !name.is_empty()) else {
-        report.error("metadata.name", "is missing, so the policy is not applied; give it a name");
+        report.error(
+            "metadata.name",
+            "is missing, so the policy is not applied; give it a name",
+        );
         return None;
     };
-    let namespace =
-        parts.metadata.namespace.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| "default".to_owned());
+    let namespace = parts
+        .metadata
+        .namespace
+        .clone()
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "default".to_owned());
     for field in unknown.directly_in("spec") {
-        report.error(field, "is no field of a NetworkPolicy and is left out; check its spelling");
+        report.error(
+            field,
+            "is no field of a NetworkPolicy and is left out; check its spelling",
+        );
     }
     let isolates = isolates(parts, report);
     let subject = subject(parts, unknown, report);
-    let context = Context { namespace: &namespace, unknown };
+    let context = Context {
+        namespace: &namespace,
+        unknown,
+    };
     let mut rules = |rules: &Option<Vec<Option<RuleParts>>>, direction: Direction| {
         let applies = subject.exact && isolates.contains(&direction);
-        if applies { context.rules(rules.as_deref().unwrap_or_default(), direction, report) } else { Vec::new() }
+        if applies {
+            context.rules(rules.as_deref().unwrap_or_default(), direction, report)
+        } else {
+            Vec::new()
+        }
     };
     Some(Policy {
         ingress: rules(&parts.ingress, Direction::Ingress),
         egress: rules(&parts.egress, Direction::Egress),
-        key: PolicyKey { kind: PolicyKind::NetworkPolicy, namespace: namespace.clone(), name },
+        key: PolicyKey {
+            kind: PolicyKind::NetworkPolicy,
+            namespace: namespace.clone(),
+            name,
+        },
         uid: parts.metadata.uid.clone().unwrap_or_default(),
         generation: parts.metadata.generation.unwrap_or_default(),
         tier: Tier::NetworkPolicy,
         priority: 0,
-        subject: vec![PodMatch { namespaces: NamespaceMatch::Name(namespace.clone()), pods: subject.selector }],
+        subject: vec![PodMatch {
+            namespaces: NamespaceMatch::Name(namespace.clone()),
+            pods: subject.selector,
+        }],
         isolates,
         mode: Mode::Enforce,
     })
@@ -79,8 +101,16 @@ fn lower_parts(parts: &Parts, unknown: &Unknown, report: &mut Report<'_>) -> Opt
 fn subject(parts: &Parts, unknown: &Unknown, report: &mut Report<'_>) -> selector::Lowered {
     let subject = match &parts.selector {
         Ok(Some(selector)) => selector::lower(selector, "spec.podSelector", unknown, report),
-        Ok(None) => return selector::Lowered { selector: LabelSelector::default(), exact: true },
-        Err(()) => selector::Lowered { selector: LabelSelector::default(), exact: false },
+        Ok(None) => {
+            return selector::Lowered {
+                selector: LabelSelector::default(),
+                exact: true,
+            };
+        }
+        Err(()) => selector::Lowered {
+            selector: LabelSelector::default(),
+            exact: false,
+        },
     };
     if !subject.exact {
         report.error(
@@ -123,7 +153,10 @@ fn isolates(parts: &Parts, report: &mut Report<'_>) -> BTreeSet<Direction> {
     }
     for (direction, has_rules) in [(Direction::Ingress, has_ingress), (Direction::Egress, has_egress)] {
         if has_rules && !isolates.contains(&direction) {
-            report.warning(format!("spec.{direction}"), "has no effect, because policyTypes does not name this direction; add it there or remove the rules");
+            report.warning(
+                format!("spec.{direction}"),
+                "has no effect, because policyTypes does not name this direction; add it there or remove the rules",
+            );
         }
     }
     isolates
@@ -143,17 +176,34 @@ impl Context<'_> {
         };
         let mut rules = Vec::new();
         for (index, rule) in (0u32..).zip(parts) {
-            let Some(RuleParts { peers, ports }) = rule else { continue };
+            let Some(RuleParts { peers, ports }) = rule else {
+                continue;
+            };
             let path = format!("spec.{direction}[{index}]");
             let mut known = true;
             for field in self.unknown.directly_in(&path) {
-                report.error(field, "is no field of a rule, so the rule allows nothing; check its spelling");
+                report.error(
+                    field,
+                    "is no field of a rule, so the rule allows nothing; check its spelling",
+                );
                 known = false;
             }
-            let peers = any_or(peers, |at, peer| self.peer(peer, &format!("{path}.{peers_field}[{at}]"), report));
-            let ports = any_or(ports, |at, port| self.port(port, &format!("{path}.ports[{at}]"), report));
+            let peers = any_or(peers, |at, peer| {
+                self.peer(peer, &format!("{path}.{peers_field}[{at}]"), report)
+            });
+            let ports = any_or(ports, |at, port| {
+                self.port(port, &format!("{path}.ports[{at}]"), report)
+            });
             if known && !matches_nothing(&peers) && !matches_nothing(&ports) {
-                rules.push(Rule { name: None, index, action: Action::Allow, peers, ports, guard: None, mode: Mode::Enforce });
+                rules.push(Rule {
+                    name: None,
+                    index,
+                    action: Action::Allow,
+                    peers,
+                    ports,
+                    guard: None,
+                    mode: Mode::Enforce,
+                });
             }
         }
         rules
@@ -161,10 +211,17 @@ impl Context<'_> {
 
     /// `None` = matches nothing, and the report says why.
     fn peer(&self, peer: &NetworkPolicyPeer, path: &str, report: &mut Report<'_>) -> Option<Peer> {
-        let NetworkPolicyPeer { ip_block, namespace_selector, pod_selector } = peer;
+        let NetworkPolicyPeer {
+            ip_block,
+            namespace_selector,
+            pod_selector,
+        } = peer;
         let mut known = true;
         for field in self.unknown.directly_in(path) {
-            report.error(field, "is no field of a peer, so the peer matches nothing; check its spelling");
+            report.error(
+                field,
+                "is no field of a peer, so the peer matches nothing; check its spelling",
+            );
             known = false;
         }
         if !known {
@@ -172,7 +229,10 @@ impl Context<'_> {
         }
         if let Some(block) = ip_block {
             if namespace_selector.is_some() || pod_selector.is_some() {
-                report.error(path, "has an ipBlock and a selector, so it matches nothing; make two peers of them");
+                report.error(
+                    path,
+                    "has an ipBlock and a selector, so it matches nothing; make two peers of them",
+                );
                 return None;
             }
             return self.network(block, &format!("{path}.ipBlock"), report);
@@ -203,7 +263,10 @@ impl Context<'_> {
     ) -> Option<LabelSelector> {
         let lowered = selector::lower(selector, path, self.unknown, report);
         if !lowered.exact {
-            report.error(path, "cannot be read, so the peer matches nothing; correct the selector");
+            report.error(
+                path,
+                "cannot be read, so the peer matches nothing; correct the selector",
+            );
         }
         lowered.exact.then_some(lowered.selector)
     }
@@ -211,7 +274,10 @@ impl Context<'_> {
     fn network(&self, block: &IPBlock, path: &str, report: &mut Report<'_>) -> Option<Peer> {
         let mut good = true;
         for field in self.unknown.under(path) {
-            report.error(field, "is no field of an ipBlock, so the peer matches nothing; check its spelling");
+            report.error(
+                field,
+                "is no field of an ipBlock, so the peer matches nothing; check its spelling",
+            );
             good = false;
         }
         let field = format!("{path}.cidr");
@@ -234,17 +300,28 @@ impl Context<'_> {
             }
         }
         cidr::warn_of_overlap(&except, &format!("{path}.except"), report);
-        good.then(|| Peer::Network { cidr, except: except.into_iter().collect() })
+        good.then(|| Peer::Network {
+            cidr,
+            except: except.into_iter().collect(),
+        })
     }
 
     fn port(&self, port: &NetworkPolicyPort, path: &str, report: &mut Report<'_>) -> Option<PortMatch> {
         let mut known = true;
         for field in self.unknown.under(path) {
-            report.error(field, "is no field of a port, so the port matches nothing; check its spelling");
+            report.error(
+                field,
+                "is no field of a port, so the port matches nothing; check its spelling",
+            );
             known = false;
         }
         let matched = port_match(port)
-            .map_err(|(field, problem)| report.error(format!("{path}.{field}"), format!("{problem}; the port matches nothing")))
+            .map_err(|(field, problem)| {
+                report.error(
+                    format!("{path}.{field}"),
+                    format!("{problem}; the port matches nothing"),
+                )
+            })
             .ok()?;
         known.then_some(matched)
     }
@@ -256,18 +333,31 @@ fn port_match(port: &NetworkPolicyPort) -> Result<PortMatch, (&'static str, Stri
         Some(name) => parse_protocol(name).map_err(|problem| ("protocol", problem))?,
     };
     match (&port.port, port.end_port) {
-        (None, None) => Ok(PortMatch::Range { protocol, first: 0, last: u16::MAX }),
-        (None, Some(_)) => Err(("endPort", "is set without port; set port to the first port of the range".to_owned())),
-        (Some(IntOrString::String(_)), Some(_)) => {
-            Err(("endPort", "is set with a named port; write the first port as a number".to_owned()))
-        }
+        (None, None) => Ok(PortMatch::Range {
+            protocol,
+            first: 0,
+            last: u16::MAX,
+        }),
+        (None, Some(_)) => Err((
+            "endPort",
+            "is set without port; set port to the first port of the range".to_owned(),
+        )),
+        (Some(IntOrString::String(_)), Some(_)) => Err((
+            "endPort",
+            "is set with a named port; write the first port as a number".to_owned(),
+        )),
         (Some(IntOrString::String(name)), None) => {
             is_port_name(name).map_err(|problem| ("port", problem))?;
-            Ok(PortMatch::Named { protocol: Some(protocol), name: name.clone() })
+            Ok(PortMatch::Named {
+                protocol: Some(protocol),
+                name: name.clone(),
+            })
         }
         (Some(IntOrString::Int(first)), end) => {
             let first = port_number(i64::from(*first)).map_err(|problem| ("port", problem))?;
-            let last = end.map_or(Ok(first), |end| port_number(i64::from(end))).map_err(|problem| ("endPort", problem))?;
+            let last = end
+                .map_or(Ok(first), |end| port_number(i64::from(end)))
+                .map_err(|problem| ("endPort", problem))?;
             if last < first {
                 return Err(("endPort", format!("{last} is smaller than port {first}; swap them")));
             }
@@ -281,7 +371,13 @@ fn any_or<T, U>(items: &[T], mut read: impl FnMut(usize, &T) -> Option<U>) -> Ma
     if items.is_empty() {
         return Match::Any;
     }
-    Match::OneOf(items.iter().enumerate().filter_map(|(at, item)| read(at, item)).collect())
+    Match::OneOf(
+        items
+            .iter()
+            .enumerate()
+            .filter_map(|(at, item)| read(at, item))
+            .collect(),
+    )
 }
 
 fn matches_nothing<T>(items: &Match<T>) -> bool {

@@ -1,19 +1,19 @@
 //! From a tree of values to a type: the path of what does not fit, and the paths of fields the type does not know.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::Bound};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// Fields of an object that its type does not have, as paths (`spec.ingress[0].fromm`).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Unknown(BTreeSet<String>);
+pub(crate) struct Unknown(BTreeSet<String>);
 
 impl Unknown {
     /// Paths at `path` or below it.
     pub(crate) fn under<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a str> {
         self.0
-            .range::<str, _>(path..)
+            .range::<str, _>((Bound::Included(path), Bound::Unbounded))
             .take_while(move |unknown| unknown.starts_with(path))
             .filter(move |unknown| unknown[path.len()..].starts_with(['.', '[']))
             .map(String::as_str)
@@ -26,7 +26,8 @@ impl Unknown {
 
     /// Paths of fields directly in the object at `path`.
     pub(crate) fn directly_in<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a str> {
-        self.under(path).filter(move |unknown| !unknown[path.len() + 1..].contains(['.', '[']))
+        self.under(path)
+            .filter(move |unknown| !unknown[path.len() + 1..].contains(['.', '[']))
     }
 }
 
@@ -48,13 +49,20 @@ pub(crate) fn read<T: DeserializeOwned>(value: &Value) -> Result<(T, Unknown), M
     let read = serde_path_to_error::deserialize(serde_ignored::Deserializer::new(value, &mut note));
     match read {
         Ok(read) => Ok((read, Unknown(unknown))),
-        Err(error) => Err(Misfit { field: field(error.path()), message: error.inner().to_string() }),
+        Err(error) => Err(Misfit {
+            field: field(error.path()),
+            message: error.inner().to_string(),
+        }),
     }
 }
 
 /// The path of `field` of the part that lies at `path`.
 pub(crate) fn join(path: &str, field: &str) -> String {
-    if field.is_empty() || field.starts_with('[') { format!("{path}{field}") } else { format!("{path}.{field}") }
+    if field.is_empty() || field.starts_with('[') {
+        format!("{path}{field}")
+    } else {
+        format!("{path}.{field}")
+    }
 }
 
 fn field(path: &serde_path_to_error::Path) -> String {
@@ -91,10 +99,16 @@ mod tests {
             {"podSelector": {"matchLabel": {"a": "b"}}}]}]}});
         let (_, unknown) = read::<NetworkPolicy>(&value).unwrap();
         let under = |path| unknown.under(path).collect::<Vec<_>>();
-        assert_eq!(under("spec.ingress[0].from[0]"), ["spec.ingress[0].from[0].podSelector.matchLabel"]);
+        assert_eq!(
+            under("spec.ingress[0].from[0]"),
+            ["spec.ingress[0].from[0].podSelector.matchLabel"]
+        );
         assert_eq!(under("spec").len(), 3);
         assert_eq!(unknown.directly_in("spec").collect::<Vec<_>>(), ["spec.ingres"]);
-        assert_eq!(unknown.directly_in("spec.ingress[0]").collect::<Vec<_>>(), ["spec.ingress[0].fromm"]);
+        assert_eq!(
+            unknown.directly_in("spec.ingress[0]").collect::<Vec<_>>(),
+            ["spec.ingress[0].fromm"]
+        );
     }
 
     #[test]

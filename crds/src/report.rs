@@ -13,7 +13,11 @@ pub struct Report<'a> {
 impl<'a> Report<'a> {
     /// A report on `object` (`Kind namespace/name`), read from `source` (`file.yaml document 2`).
     pub fn new(source: &'a str, object: String, diagnostics: &'a mut Vec<Diagnostic>) -> Self {
-        Self { source, object, diagnostics }
+        Self {
+            source,
+            object,
+            diagnostics,
+        }
     }
 
     /// The object, or this part of it, cannot be applied as written; the message says what is in force instead.

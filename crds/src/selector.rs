@@ -24,15 +24,20 @@ pub(crate) fn lower(selector: &KubernetesSelector, path: &str, unknown: &Unknown
     let mut requirements = BTreeSet::new();
     let mut exact = true;
     for field in unknown.under(path) {
-        report.error(field, "is no field of a label selector, so it is not known what it should select; check its spelling");
+        report.error(
+            field,
+            "is no field of a label selector, so it is not known what it should select; check its spelling",
+        );
         exact = false;
     }
     for (key, value) in selector.match_labels.iter().flatten() {
         let field = format!("{path}.matchLabels[{key}]");
         match check_key(key).and_then(|()| check_value(value)) {
             Ok(()) => {
-                requirements
-                    .insert(Requirement { key: key.clone(), operator: Operator::In(BTreeSet::from([value.clone()])) });
+                requirements.insert(Requirement {
+                    key: key.clone(),
+                    operator: Operator::In(BTreeSet::from([value.clone()])),
+                });
             }
             Err(problem) => {
                 report.error(field, problem);
@@ -51,13 +56,19 @@ pub(crate) fn lower(selector: &KubernetesSelector, path: &str, unknown: &Unknown
             }
         }
     }
-    Lowered { selector: LabelSelector(requirements), exact }
+    Lowered {
+        selector: LabelSelector(requirements),
+        exact,
+    }
 }
 
 fn lower_expression(expression: &KubernetesRequirement) -> Result<Requirement, (&'static str, String)> {
     check_key(&expression.key).map_err(|problem| ("key", problem))?;
     let values = expression.values.as_deref().unwrap_or_default();
-    values.iter().try_for_each(|value| check_value(value)).map_err(|problem| ("values", problem))?;
+    values
+        .iter()
+        .try_for_each(|value| check_value(value))
+        .map_err(|problem| ("values", problem))?;
     let set: BTreeSet<String> = values.iter().cloned().collect();
     let name = expression.operator.as_str();
     let operator = match (name, set.is_empty()) {
@@ -66,28 +77,48 @@ fn lower_expression(expression: &KubernetesRequirement) -> Result<Requirement, (
         ("Exists", true) => Operator::Exists,
         ("DoesNotExist", true) => Operator::DoesNotExist,
         ("In" | "NotIn", true) => {
-            return Err(("values", format!("is empty, which {name} does not allow; list at least one value")));
+            return Err((
+                "values",
+                format!("is empty, which {name} does not allow; list at least one value"),
+            ));
         }
         ("Exists" | "DoesNotExist", false) => {
-            return Err(("values", format!("is not empty, which {name} does not allow; remove the values")));
+            return Err((
+                "values",
+                format!("is not empty, which {name} does not allow; remove the values"),
+            ));
         }
-        _ => return Err(("operator", format!("is {name:?}; write In, NotIn, Exists or DoesNotExist"))),
+        _ => {
+            return Err((
+                "operator",
+                format!("is {name:?}; write In, NotIn, Exists or DoesNotExist"),
+            ));
+        }
     };
-    Ok(Requirement { key: expression.key.clone(), operator })
+    Ok(Requirement {
+        key: expression.key.clone(),
+        operator,
+    })
 }
 
 /// A label key: an optional DNS prefix and `/`, then a name of at most 63 characters.
 fn check_key(key: &str) -> Result<(), String> {
-    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    let (prefix, name) = key
+        .split_once('/')
+        .map_or((None, key), |(prefix, name)| (Some(prefix), name));
     let good_prefix = prefix.is_none_or(|prefix| {
         (1..=253).contains(&prefix.len())
-            && prefix.split('.').all(|part| is_word(part, |c| c.is_ascii_lowercase() || c.is_ascii_digit(), "-"))
+            && prefix
+                .split('.')
+                .all(|part| is_word(part, |c| c.is_ascii_lowercase() || c.is_ascii_digit(), "-"))
     });
     let good_name = name.len() <= 63 && is_word(name, |c| c.is_ascii_alphanumeric(), "-_.");
     if good_prefix && good_name {
         Ok(())
     } else {
-        Err(format!("{key:?} is not a label key; write [prefix/]name with letters, digits, '-', '_' and '.'"))
+        Err(format!(
+            "{key:?} is not a label key; write [prefix/]name with letters, digits, '-', '_' and '.'"
+        ))
     }
 }
 
@@ -117,8 +148,12 @@ mod tests {
         let value = crate::value::parse(yaml).unwrap();
         let (selector, _) = crate::read::read::<KubernetesSelector>(&value).unwrap();
         let mut diagnostics = Vec::new();
-        let lowered =
-            lower(&selector, "s", &Unknown::default(), &mut Report::new("f", "o".to_owned(), &mut diagnostics));
+        let lowered = lower(
+            &selector,
+            "s",
+            &Unknown::default(),
+            &mut Report::new("f", "o".to_owned(), &mut diagnostics),
+        );
         (lowered, diagnostics)
     }
 
@@ -142,13 +177,34 @@ mod tests {
     #[test]
     fn what_the_api_server_refuses_is_named() {
         for (yaml, expected) in [
-            ("matchExpressions: [{key: a, operator: in, values: [x]}]", "error: f: o: s.matchExpressions[0].operator: is \"in\"; write In"),
-            ("matchExpressions: [{key: a, operator: In}]", "s.matchExpressions[0].values: is empty, which In does not allow"),
-            ("matchExpressions: [{key: a, operator: NotIn, values: []}]", "is empty, which NotIn does not allow"),
-            ("matchExpressions: [{key: a, operator: Exists, values: [x]}]", "remove the values"),
-            ("matchExpressions: [{operator: Exists}]", "s.matchExpressions[0].key: \"\" is not a label key"),
-            ("matchLabels: {'a b': x}", "s.matchLabels[a b]: \"a b\" is not a label key"),
-            ("matchLabels: {a: '-x'}", "s.matchLabels[a]: \"-x\" is not a label value"),
+            (
+                "matchExpressions: [{key: a, operator: in, values: [x]}]",
+                "error: f: o: s.matchExpressions[0].operator: is \"in\"; write In",
+            ),
+            (
+                "matchExpressions: [{key: a, operator: In}]",
+                "s.matchExpressions[0].values: is empty, which In does not allow",
+            ),
+            (
+                "matchExpressions: [{key: a, operator: NotIn, values: []}]",
+                "is empty, which NotIn does not allow",
+            ),
+            (
+                "matchExpressions: [{key: a, operator: Exists, values: [x]}]",
+                "remove the values",
+            ),
+            (
+                "matchExpressions: [{operator: Exists}]",
+                "s.matchExpressions[0].key: \"\" is not a label key",
+            ),
+            (
+                "matchLabels: {'a b': x}",
+                "s.matchLabels[a b]: \"a b\" is not a label key",
+            ),
+            (
+                "matchLabels: {a: '-x'}",
+                "s.matchLabels[a]: \"-x\" is not a label value",
+            ),
         ] {
             let message = message(yaml);
             assert!(message.contains(expected), "{message}");

@@ -25,21 +25,29 @@ pub(crate) fn parse(text: &str) -> Result<Value, SyntaxError> {
             Ok(value) => return Ok(value),
             // A document of kubectl's JSON output: the JSON parser's message is the better one.
             Err(error) if text.trim_start().starts_with("{\"") || text.trim_start().starts_with("{\n") => {
-                return Err(SyntaxError { line: error.line(), message: without_position(&error.to_string()) });
+                return Err(SyntaxError {
+                    line: error.line(),
+                    message: without_position(&error.to_string()),
+                });
             }
             Err(_) => {}
         }
     }
-    let value = Tree.deserialize(serde_yaml_ng::Deserializer::from_str(text)).map_err(|error| SyntaxError {
-        line: error.location().map_or(0, |location| location.line()),
-        message: without_position(&error.to_string()),
-    })?;
+    let value = Tree
+        .deserialize(serde_yaml_ng::Deserializer::from_str(text))
+        .map_err(|error| SyntaxError {
+            line: error.location().map_or(0, |location| location.line()),
+            message: without_position(&error.to_string()),
+        })?;
     Ok(value)
 }
 
 /// The parser's own position counts from the start of the document, ours from the start of the file: leave one of them.
 fn without_position(message: &str) -> String {
-    message.find(" at line ").map_or(message, |at| &message[..at]).to_owned()
+    message
+        .find(" at line ")
+        .map_or(message, |at| &message[..at])
+        .to_owned()
 }
 
 /// Builds a tree of values.
@@ -73,7 +81,9 @@ impl<'de> Visitor<'de> for Tree {
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom(format!("{value} is not a number JSON has")))
+        Number::from_f64(value)
+            .map(Value::Number)
+            .ok_or_else(|| E::custom(format!("{value} is not a number JSON has")))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -113,12 +123,16 @@ impl<'de> Visitor<'de> for Tree {
             if key == "<<" {
                 merges.push(value);
             } else if map.contains_key(&key) {
-                return Err(A::Error::custom(format!("the key {key:?} is there twice; keep one of them")));
+                return Err(A::Error::custom(format!(
+                    "the key {key:?} is there twice; keep one of them"
+                )));
             } else {
                 map.insert(key, value);
             }
         }
-        merges.into_iter().try_for_each(|merge| merge_into::<A::Error>(&mut map, merge))?;
+        merges
+            .into_iter()
+            .try_for_each(|merge| merge_into::<A::Error>(&mut map, merge))?;
         Ok(Value::Object(map))
     }
 }
@@ -172,7 +186,10 @@ mod tests {
     #[test]
     fn merge_keys_do_not_override() {
         let text = "base: &b {x: 1, y: 2}\nother: {<<: *b, y: 3}\n";
-        assert_eq!(parse(text), Ok(json!({"base": {"x": 1, "y": 2}, "other": {"x": 1, "y": 3}})));
+        assert_eq!(
+            parse(text),
+            Ok(json!({"base": {"x": 1, "y": 2}, "other": {"x": 1, "y": 3}}))
+        );
     }
 
     #[test]

@@ -35,13 +35,19 @@ pub(super) struct RuleParts {
 
 impl From<NetworkPolicyIngressRule> for RuleParts {
     fn from(rule: NetworkPolicyIngressRule) -> Self {
-        Self { peers: rule.from.unwrap_or_default(), ports: rule.ports.unwrap_or_default() }
+        Self {
+            peers: rule.from.unwrap_or_default(),
+            ports: rule.ports.unwrap_or_default(),
+        }
     }
 }
 
 impl From<NetworkPolicyEgressRule> for RuleParts {
     fn from(rule: NetworkPolicyEgressRule) -> Self {
-        Self { peers: rule.to.unwrap_or_default(), ports: rule.ports.unwrap_or_default() }
+        Self {
+            peers: rule.to.unwrap_or_default(),
+            ports: rule.ports.unwrap_or_default(),
+        }
     }
 }
 
@@ -53,8 +59,12 @@ impl Parts {
             metadata: policy.metadata,
             selector: Ok(spec.pod_selector),
             types: spec.policy_types,
-            ingress: spec.ingress.map(|rules| rules.into_iter().map(|rule| Some(rule.into())).collect()),
-            egress: spec.egress.map(|rules| rules.into_iter().map(|rule| Some(rule.into())).collect()),
+            ingress: spec
+                .ingress
+                .map(|rules| rules.into_iter().map(|rule| Some(rule.into())).collect()),
+            egress: spec
+                .egress
+                .map(|rules| rules.into_iter().map(|rule| Some(rule.into())).collect()),
         }
     }
 }
@@ -63,7 +73,10 @@ impl Parts {
 pub(super) fn salvage(value: &Value, whole: Misfit, report: &mut Report<'_>) -> Option<(Parts, Unknown)> {
     let metadata = read::<ObjectMeta>(value.get("metadata").unwrap_or(&Value::Null));
     let (Some(spec), Ok((metadata, _))) = (value.get("spec").and_then(Value::as_object), metadata) else {
-        report.error(whole.field, format!("{}, so the policy is not applied; correct the field", whole.message));
+        report.error(
+            whole.field,
+            format!("{}, so the policy is not applied; correct the field", whole.message),
+        );
         return None;
     };
     let at = |name: &str| spec.get(name).unwrap_or(&Value::Null);
@@ -74,21 +87,36 @@ pub(super) fn salvage(value: &Value, whole: Misfit, report: &mut Report<'_>) -> 
             Ok(selector)
         }
         Err(misfit) => {
-            report.error(join("spec.podSelector", &misfit.field), format!("{}; correct the field", misfit.message));
+            report.error(
+                join("spec.podSelector", &misfit.field),
+                format!("{}; correct the field", misfit.message),
+            );
             Err(())
         }
     };
     let types = match read::<Option<Vec<String>>>(at("policyTypes")) {
         Ok((types, _)) => types,
         Err(misfit) => {
-            let message = format!("{}, so both directions are isolated; write a list of Ingress and Egress", misfit.message);
+            let message = format!(
+                "{}, so both directions are isolated; write a list of Ingress and Egress",
+                misfit.message
+            );
             report.error(join("spec.policyTypes", &misfit.field), message);
             Some(vec!["Ingress".to_owned(), "Egress".to_owned()])
         }
     };
     let ingress = rules::<NetworkPolicyIngressRule>(at("ingress"), "spec.ingress", &mut unknown, report);
     let egress = rules::<NetworkPolicyEgressRule>(at("egress"), "spec.egress", &mut unknown, report);
-    Some((Parts { metadata, selector, types, ingress, egress }, unknown))
+    Some((
+        Parts {
+            metadata,
+            selector,
+            types,
+            ingress,
+            egress,
+        },
+        unknown,
+    ))
 }
 
 fn rules<T: DeserializeOwned + Into<RuleParts>>(
@@ -117,7 +145,10 @@ fn rules<T: DeserializeOwned + Into<RuleParts>>(
             Some(rules.iter().enumerate().map(read_one).collect())
         }
         _ => {
-            report.error(path, "is not a list, so nothing is allowed; write each rule with a leading '-'");
+            report.error(
+                path,
+                "is not a list, so nothing is allowed; write each rule with a leading '-'",
+            );
             Some(vec![None])
         }
     }
