@@ -4,8 +4,26 @@
 //! model (facts, policies) ─► index ─► compile ─► state (State, Delta) ─► plan (ordered map writes over verdict::layout)
 //! ```
 
+mod atom;
+pub mod check;
+pub mod compiler;
 pub mod delta;
 pub mod diagnostic;
 pub mod digest;
+mod flatten;
+mod identity;
+mod index;
 pub mod model;
+mod networks;
+mod policies;
+mod postings;
+pub mod prefix;
+pub mod probe;
+mod program;
+mod questions;
+mod recorder;
+mod rulesets;
+pub mod selector;
+mod slab;
 pub mod state;
+pub mod state_lookup;

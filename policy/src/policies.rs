@@ -1,0 +1,88 @@
+//! The policies as they are now, filed so that those which select a pod are found from the pod's namespace and labels.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use crate::{
+    model::{Labels, Policy, PolicyKey, Tier, Workload},
+    program::CompiledPolicy,
+    selector::Anchor,
+};
+
+/// The total order of policies: tier, priority, key.
+type Order = (Tier, u32, PolicyKey);
+
+/// All policies.
+#[derive(Debug, Default)]
+pub(crate) struct Policies {
+    by_key: BTreeMap<PolicyKey, Arc<CompiledPolicy>>,
+    by_anchor: HashMap<Anchor, BTreeMap<Order, Arc<CompiledPolicy>>>,
+}
+
+impl Policies {
+    pub(crate) fn get(&self, key: &PolicyKey) -> Option<&Arc<CompiledPolicy>> {
+        self.by_key.get(key)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<CompiledPolicy>> {
+        self.by_key.values()
+    }
+
+    /// Takes a policy as it is now; returns what it was.
+    pub(crate) fn set(&mut self, key: &PolicyKey, new: Option<Arc<CompiledPolicy>>) -> Option<Arc<CompiledPolicy>> {
+        let old = self.by_key.remove(key);
+        if let Some(old) = &old {
+            for anchor in anchors(&old.policy) {
+                if let Some(filed) = self.by_anchor.get_mut(&anchor) {
+                    filed.remove(&order(&old.policy));
+                    if filed.is_empty() {
+                        self.by_anchor.remove(&anchor);
+                    }
+                }
+            }
+        }
+        if let Some(new) = new {
+            for anchor in anchors(&new.policy) {
+                self.by_anchor
+                    .entry(anchor)
+                    .or_default()
+                    .insert(order(&new.policy), Arc::clone(&new));
+            }
+            self.by_key.insert(key.clone(), new);
+        }
+        old
+    }
+
+    /// The policies that select a workload, in their total order.
+    pub(crate) fn selecting(&self, workload: &Workload, namespace_labels: &Labels) -> Vec<&Arc<CompiledPolicy>> {
+        let namespace = &workload.key.namespace;
+        let mut selecting: BTreeMap<&Order, &Arc<CompiledPolicy>> = BTreeMap::new();
+        for anchor in Anchor::of_pod(namespace, &workload.labels) {
+            for (order, policy) in self.by_anchor.get(&anchor).into_iter().flatten() {
+                let subjects = &policy.policy.subject;
+                if !selecting.contains_key(order)
+                    && subjects
+                        .iter()
+                        .any(|subject| subject.matches(namespace, namespace_labels, &workload.labels))
+                {
+                    selecting.insert(order, policy);
+                }
+            }
+        }
+        selecting.into_values().collect()
+    }
+}
+
+fn order(policy: &Policy) -> Order {
+    (policy.tier, policy.priority, policy.key.clone())
+}
+
+fn anchors(policy: &Policy) -> BTreeSet<Anchor> {
+    policy
+        .subject
+        .iter()
+        .flat_map(crate::model::PodMatch::anchors)
+        .collect()
+}

@@ -1,0 +1,94 @@
+//! What a compiled state says of a connection: the lookups of the kernel's verdict, on the state itself. For tests, and
+//! for tools that explain; packets are judged by `verdict::decide` alone.
+
+use std::net::IpAddr;
+
+use bulkhead_verdict::port::Position;
+
+use crate::{
+    model::{Builtin, Direction, Mode, RuleName, WorkloadKey, Zone},
+    probe::{End, Holding, Outcome, Probe},
+    state::{AddressKind, Alternative, Decision, Endpoint, PeerId, PortSet, Range, Ruleset, State},
+};
+
+/// Judges a new connection at both ends. `None` from a part that is missing or broken is a denial in the verdict; here it
+/// is left out, so that a test that compares sees it.
+pub fn evaluate(state: &State, probe: &Probe, holding: Holding<'_>) -> Outcome {
+    let ends = [&probe.from, &probe.to].map(|end| workload(state, probe.zone, end));
+    if let [Some(from), Some(to)] = &ends
+        && from == to
+    {
+        let own = Some((Decision::Allow, RuleName::Builtin(Builtin::SelfTraffic)));
+        return Outcome {
+            egress: own.clone(),
+            ingress: own,
+        };
+    }
+    let [from, to] = ends.map(|key| key.and_then(|key| state.endpoints.get(key)));
+    let position = Position::new(probe.protocol, probe.port);
+    let judge = |endpoint: &Endpoint, direction: Direction| {
+        let (ruleset, peer) = match direction {
+            Direction::Egress => (endpoint.egress, probe.to.address),
+            Direction::Ingress => (endpoint.ingress, probe.from.address),
+        };
+        let range = range(entry(state, state.rulesets.get(&ruleset)?, probe.zone, peer)?, position)?;
+        let list = match probe.mode {
+            Mode::Shadow if !range.shadow.is_empty() => &range.shadow,
+            Mode::Shadow | Mode::Enforce => &range.enforce,
+        };
+        decide(list, holding)
+    };
+    Outcome {
+        egress: from.and_then(|endpoint| judge(endpoint, Direction::Egress)),
+        ingress: to.and_then(|endpoint| judge(endpoint, Direction::Ingress)),
+    }
+}
+
+/// The workload an end is.
+pub fn workload<'a>(state: &'a State, zone: Zone, end: &'a End) -> Option<&'a WorkloadKey> {
+    end.workload.as_ref().or_else(|| {
+        let binding = state.bindings.get(&(zone, end.address))?;
+        (binding.kind == AddressKind::Pod && binding.peer != PeerId::UnknownPod).then_some(&binding.name)
+    })
+}
+
+/// The entry of a ruleset that decides about a peer: the first in the chain of its address.
+pub fn entry<'a>(state: &State, ruleset: &'a Ruleset, zone: Zone, peer: IpAddr) -> Option<&'a PortSet> {
+    chain(state, zone, peer)
+        .into_iter()
+        .flatten()
+        .find_map(|peer| ruleset.entries.get(&peer))
+        .map(AsRef::as_ref)
+}
+
+/// Who an address is, from exact to wide.
+pub fn chain(state: &State, zone: Zone, address: IpAddr) -> [Option<PeerId>; 3] {
+    if let Some(binding) = state.bindings.get(&(zone, address)) {
+        let class = match binding.kind {
+            AddressKind::Pod => PeerId::AnyPod,
+            AddressKind::Node => PeerId::AnyNode,
+        };
+        return [Some(binding.peer), Some(class), Some(PeerId::AnyAddress)];
+    }
+    let networks = state
+        .networks
+        .iter()
+        .filter(|((of, prefix), _)| *of == zone && prefix.contains(address));
+    let network = networks
+        .max_by_key(|((_, prefix), _)| prefix.prefix())
+        .map(|(_, network)| network);
+    let class = network.filter(|network| network.pod_range).map(|_| PeerId::UnknownPod);
+    [network.map(|network| network.peer), class, Some(PeerId::AnyAddress)]
+}
+
+/// The range a position lies in.
+pub fn range(ports: &PortSet, position: Position) -> Option<&Range> {
+    let at = ports.ranges.partition_point(|range| range.high < position.0);
+    ports.ranges.get(at).filter(|range| range.low <= position.0)
+}
+
+/// The first alternative whose guard holds.
+fn decide(list: &[Alternative], holding: Holding<'_>) -> Option<(Decision, RuleName)> {
+    let first = list.iter().find(|alternative| alternative.guard.is_none_or(holding))?;
+    Some((first.decision, first.rule.clone()))
+}
