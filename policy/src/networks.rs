@@ -40,22 +40,22 @@ pub(crate) struct Networks {
 impl Networks {
     /// A policy names the (canonical) block, or none does any more.
     pub(crate) fn set_block(&mut self, cidr: IpNetwork, named: bool) {
-        self.change(cidr, |prefix| prefix.block = named);
+        self.change(cidr, &|prefix| prefix.block = named);
     }
 
     /// One node more has this pod range.
     pub(crate) fn add_range(&mut self, range: IpNetwork) {
-        self.change(canonical(range), |prefix| prefix.ranges += 1);
+        self.change(canonical(range), &|prefix| prefix.ranges += 1);
     }
 
     /// One node less has it.
     pub(crate) fn remove_range(&mut self, range: IpNetwork) {
-        self.change(canonical(range), |prefix| {
+        self.change(canonical(range), &|prefix| {
             prefix.ranges = prefix.ranges.saturating_sub(1)
         });
     }
 
-    fn change(&mut self, prefix: IpNetwork, change: impl FnOnce(&mut Use)) {
+    fn change(&mut self, prefix: IpNetwork, change: &dyn Fn(&mut Use)) {
         let known = self.prefixes.contains(prefix);
         if !known {
             self.prefixes.insert(prefix, Use::default());
@@ -80,7 +80,7 @@ impl Networks {
                     shield.shields + 1
                 };
             };
-            self.change(all_ipv4(), count);
+            self.change(all_ipv4(), &count);
         }
     }
 
