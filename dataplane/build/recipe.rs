@@ -18,28 +18,28 @@ const REMEDY: &str = "run `cargo xtask setup`, or set BULKHEAD_BPF_OBJECT to a b
 
 /// What to build and where.
 #[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
+pub(crate) struct Request<'a> {
     /// The checkout: the folder that holds `bpf/` and `verdict/`.
-    pub root: &'a Path,
+    pub(crate) root: &'a Path,
     /// Cargo's target directory of the inner build. It must differ from the outer one, which is locked; a stable one
     /// makes an unchanged build quick.
-    pub target_dir: &'a Path,
+    pub(crate) target_dir: &'a Path,
     /// Architecture the object will run on, as in `CARGO_CFG_TARGET_ARCH`.
-    pub arch: &'a str,
+    pub(crate) arch: &'a str,
 }
 
 /// A built object.
 #[derive(Clone, Debug)]
-pub struct Object {
+pub(crate) struct Object {
     /// The ELF file.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// What built it: `prebuilt`, `rustup nightly` or `/usr/bin/rustc`.
-    pub toolchain: String,
+    pub(crate) toolchain: String,
 }
 
 /// Why there is no object; each says what to do.
 #[derive(Debug)]
-pub enum RecipeError {
+pub(crate) enum RecipeError {
     /// `BULKHEAD_BPF_OBJECT` names no file.
     NoPrebuilt(PathBuf),
     /// No compiler with library sources.
@@ -91,7 +91,7 @@ impl fmt::Display for RecipeError {
 impl std::error::Error for RecipeError {}
 
 /// Files and folders (relative to the checkout) whose change asks for a new build.
-pub const INPUTS: [&str; 6] = [
+pub(crate) const INPUTS: [&str; 6] = [
     "bpf/src",
     "bpf/Cargo.toml",
     "bpf/Cargo.lock",
@@ -101,10 +101,10 @@ pub const INPUTS: [&str; 6] = [
 ];
 
 /// Environment variables whose change asks for a new build.
-pub const VARIABLES: [&str; 2] = ["BULKHEAD_BPF_OBJECT", "BULKHEAD_CACHE"];
+pub(crate) const VARIABLES: [&str; 2] = ["BULKHEAD_BPF_OBJECT", "BULKHEAD_CACHE"];
 
 /// Builds the object, or finds the prebuilt one.
-pub fn build(request: Request<'_>) -> Result<Object, RecipeError> {
+pub(crate) fn build(request: Request<'_>) -> Result<Object, RecipeError> {
     if let Some(path) = env::var_os("BULKHEAD_BPF_OBJECT").map(PathBuf::from) {
         return match path.is_file() {
             true => Ok(Object {
@@ -271,7 +271,7 @@ fn path_with_linker() -> Result<std::ffi::OsString, RecipeError> {
 }
 
 /// Copies the object to where the agent embeds it from; leaves an equal file alone, so that nothing is rebuilt for it.
-pub fn install(object: &Object, destination: &Path) -> std::io::Result<()> {
+pub(crate) fn install(object: &Object, destination: &Path) -> std::io::Result<()> {
     let bytes = fs::read(&object.path)?;
     if fs::read(destination).is_ok_and(|old| old == bytes) {
         return Ok(());

@@ -1,0 +1,2 @@
+//! Local pods.
+pub(crate) mod netlink;

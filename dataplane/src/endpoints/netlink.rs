@@ -1,0 +1,224 @@
+//! What the kernel says of devices and addresses, over rtnetlink. A socket stays in the network namespace it was opened
+//! in, so entering a pod's namespace is the business of one short-lived thread.
+
+use std::{
+    fs::File,
+    io,
+    net::IpAddr,
+    os::fd::{AsFd, AsRawFd},
+    thread,
+};
+
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage},
+    link::{LinkAttribute, LinkMessage},
+    nsid::{NsidAttribute, NsidMessage},
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// Multicast group of link changes (`RTMGRP_LINK`).
+const LINK_CHANGES: u32 = 1;
+
+/// A network device.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Link {
+    /// Index in its namespace.
+    pub(crate) index: u32,
+    /// Name.
+    pub(crate) name: String,
+    /// MAC address, when it has one of six bytes.
+    pub(crate) mac: Option<[u8; 6]>,
+    /// Index of the other end of a veth pair, in that end's namespace.
+    pub(crate) peer: Option<u32>,
+    /// Number of that namespace as seen from here; absent when it is this one.
+    pub(crate) peer_namespace: Option<i32>,
+}
+
+/// A request socket.
+pub(crate) struct Netlink {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Netlink {
+    /// Of the calling thread's namespace.
+    pub(crate) fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        // Without it the kernel ignores filters of dumps instead of refusing what it does not know.
+        socket.set_netlink_get_strict_chk(true)?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Of another namespace; the calling thread stays where it is.
+    pub(crate) fn open_in(namespace: &File) -> io::Result<Self> {
+        thread::scope(|scope| {
+            let enter = move || {
+                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+                Self::open()
+            };
+            let entering = thread::Builder::new().name("enter-netns".to_owned()).spawn_scoped(scope, enter)?;
+            entering.join().unwrap_or_else(|_| Err(io::Error::other("the thread that entered the namespace panicked")))
+        })
+    }
+
+    /// Sends a request and collects the answers.
+    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        packet.finalize();
+        let mut bytes = vec![0; packet.buffer_len()];
+        packet.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+
+        let mut answers = Vec::new();
+        loop {
+            let (received, _) = self.socket.recv_from_full()?;
+            let mut rest = received.as_slice();
+            while !rest.is_empty() {
+                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+                let length = usize::try_from(answer.header.length).map_err(io::Error::other)?;
+                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+                if answer.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match answer.payload {
+                    NetlinkPayload::Done(_) => return Ok(answers),
+                    NetlinkPayload::Error(error) if error.code.is_none() => return Ok(answers),
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    NetlinkPayload::InnerMessage(message) => answers.push(message),
+                    _ => {}
+                }
+            }
+            if flags & NLM_F_DUMP != NLM_F_DUMP && !answers.is_empty() {
+                return Ok(answers);
+            }
+        }
+    }
+
+    fn link(&mut self, message: LinkMessage) -> io::Result<Option<Link>> {
+        match self.request(RouteNetlinkMessage::GetLink(message), 0) {
+            Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
+                RouteNetlinkMessage::NewLink(link) => Some(Link::from(link)),
+                _ => None,
+            })),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The device of a name.
+    pub(crate) fn link_by_name(&mut self, name: &str) -> io::Result<Option<Link>> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        self.link(message)
+    }
+
+    /// The device of an index, in this namespace or the one of that number.
+    pub(crate) fn link_by_index(&mut self, index: u32, namespace: Option<i32>) -> io::Result<Option<Link>> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.extend(namespace.map(LinkAttribute::IfNetnsId));
+        self.link(message)
+    }
+
+    /// Addresses of a device, in this namespace or the one of that number.
+    pub(crate) fn addresses(&mut self, index: u32, namespace: Option<i32>) -> io::Result<Vec<IpAddr>> {
+        let mut message = AddressMessage::default();
+        message.header.index = index;
+        message.attributes.extend(namespace.map(AddressAttribute::TargetNetNsId));
+        let answers = self.request(RouteNetlinkMessage::GetAddress(message), NLM_F_DUMP)?;
+        let mut addresses = Vec::new();
+        for answer in answers {
+            let RouteNetlinkMessage::NewAddress(address) = answer else { continue };
+            if address.header.index != index {
+                continue;
+            }
+            // IPv4 has the device's own address in `Local` (`Address` is the other end of a point-to-point link).
+            let local = address.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Local(ip) => Some(*ip),
+                _ => None,
+            });
+            let plain = address.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(ip) => Some(*ip),
+                _ => None,
+            });
+            addresses.extend(local.or(plain));
+        }
+        Ok(addresses)
+    }
+
+    /// The number another namespace has here; `None` when it has none, which means no device of ours leads there.
+    pub(crate) fn namespace_number(&mut self, namespace: &File) -> io::Result<Option<i32>> {
+        let mut message = NsidMessage::default();
+        message.attributes.push(NsidAttribute::Fd(namespace.as_raw_fd().unsigned_abs()));
+        let answers = self.request(RouteNetlinkMessage::GetNsId(message), 0)?;
+        Ok(answers.into_iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewNsId(message) => message.attributes.into_iter().find_map(|attribute| match attribute {
+                NsidAttribute::Id(number) if number >= 0 => Some(number),
+                _ => None,
+            }),
+            _ => None,
+        }))
+    }
+}
+
+impl From<LinkMessage> for Link {
+    fn from(message: LinkMessage) -> Self {
+        let mut link = Self { index: message.header.index, ..Self::default() };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Address(mac) => link.mac = mac.try_into().ok(),
+                LinkAttribute::Link(peer) => link.peer = Some(peer),
+                LinkAttribute::LinkNetNsId(number) => link.peer_namespace = Some(number),
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+/// Becomes readable when a device comes, goes or changes. What changed is not said: the reader looks for itself, so a
+/// lost notice costs nothing but a later look.
+pub(crate) struct LinkChanges {
+    socket: Socket,
+}
+
+impl LinkChanges {
+    /// Of the calling thread's namespace.
+    pub(crate) fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind(&SocketAddr::new(0, LINK_CHANGES))?;
+        socket.set_non_blocking(true)?;
+        Ok(Self { socket })
+    }
+
+    /// Takes all notices there are; true if there was any (or some were lost).
+    pub(crate) fn drain(&self) -> io::Result<bool> {
+        let mut any = false;
+        loop {
+            match self.socket.recv_from_full() {
+                Ok(_) => any = true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(any),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => any = true,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl std::os::fd::AsRawFd for LinkChanges {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.socket.as_raw_fd()
+    }
+}

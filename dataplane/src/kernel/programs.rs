@@ -1,0 +1,155 @@
+//! The programs: loading, and the pinned TCX links that keep them on devices.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use aya::{
+    Ebpf,
+    programs::{SchedClassifier, TestRun, TestRunOptions},
+};
+use bulkhead_verdict::maps::Hook;
+
+use super::{
+    KernelError,
+    sys::{self, attach_type},
+};
+
+/// The hooks of a device, in the order they are attached.
+pub(crate) const HOOKS: [Hook; 2] = [Hook::ToPod, Hook::FromPod];
+
+/// Name of a hook's program in the object.
+const fn program_name(hook: Hook) -> &'static str {
+    match hook {
+        Hook::FromPod => "from_pod",
+        Hook::ToPod => "to_pod",
+    }
+}
+
+/// Where the program of a hook sits on the host-side device.
+const fn place(hook: Hook) -> u32 {
+    match hook {
+        Hook::FromPod => attach_type::TCX_INGRESS,
+        Hook::ToPod => attach_type::TCX_EGRESS,
+    }
+}
+
+fn pin(links: &Path, ifindex: u32, hook: Hook) -> PathBuf {
+    let side = match hook {
+        Hook::FromPod => "from",
+        Hook::ToPod => "to",
+    };
+    links.join(format!("{ifindex}-{side}"))
+}
+
+/// The loaded programs.
+#[derive(Debug)]
+pub struct Programs {
+    object: Ebpf,
+}
+
+impl Programs {
+    /// Loads both programs of an object whose maps exist already.
+    pub(crate) fn load(mut object: Ebpf) -> Result<Self, KernelError> {
+        for hook in HOOKS {
+            let name = program_name(hook);
+            let program = object.program_mut(name).ok_or(KernelError::MissingProgram { program: name })?;
+            let program: &mut SchedClassifier =
+                program.try_into().map_err(|source| KernelError::Program { program: name, source: Box::new(source) })?;
+            program.load().map_err(|source| KernelError::Program { program: name, source: Box::new(source) })?;
+        }
+        Ok(Self { object })
+    }
+
+    fn get(&self, hook: Hook) -> Result<&SchedClassifier, KernelError> {
+        let name = program_name(hook);
+        let program = self.object.program(name).ok_or(KernelError::MissingProgram { program: name })?;
+        program.try_into().map_err(|source| KernelError::Program { program: name, source: Box::new(source) })
+    }
+
+    fn failed(hook: Hook) -> impl FnOnce(aya::programs::ProgramError) -> KernelError {
+        move |source| KernelError::Program { program: program_name(hook), source: Box::new(source) }
+    }
+
+    /// Instructions the verifier walked to accept a hook's program.
+    pub fn verified_instructions(&self, hook: Hook) -> Result<u32, KernelError> {
+        let info = self.get(hook)?.info().map_err(Self::failed(hook))?;
+        Ok(info.verified_instruction_count().unwrap_or(0))
+    }
+
+    /// Runs a hook's program on a packet without a device, `repeat` times: what it returns, and the time of one run.
+    pub fn test_run(&self, hook: Hook, packet: &[u8], repeat: u32) -> Result<(i32, Duration), KernelError> {
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(packet);
+        options.repeat = repeat;
+        let result = self.get(hook)?.test_run(options).map_err(Self::failed(hook))?;
+        Ok((result.return_value.cast_signed(), result.duration))
+    }
+
+    /// Puts both programs on a device: links that are there are given the new programs in place, missing ones are made
+    /// and pinned. On error what was attached stays: half a device is judged in one direction, and the caller retries.
+    pub(crate) fn attach(&self, links: &Path, ifindex: u32) -> Result<(), KernelError> {
+        for hook in HOOKS {
+            let program = self.get(hook)?;
+            let fd = program.fd().map_err(Self::failed(hook))?;
+            attach_one(&pin(links, ifindex, hook), fd.as_fd(), ifindex, hook)
+                .map_err(|source| KernelError::Attach { ifindex, program: program_name(hook), source })?;
+        }
+        Ok(())
+    }
+}
+
+fn attach_one(path: &Path, program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> io::Result<()> {
+    if let Some(link) = open_link(path)? {
+        let info = sys::link_info(link.as_fd())?;
+        if info.ifindex == ifindex && info.attach_type == place(hook) {
+            return sys::link_update(link.as_fd(), program);
+        }
+        // The index was another device's, which is gone (index 0).
+        fs::remove_file(path)?;
+    }
+    let link = sys::link_create(program, ifindex, place(hook))?;
+    sys::pin(link.as_fd(), path)
+}
+
+fn open_link(path: &Path) -> io::Result<Option<OwnedFd>> {
+    match sys::open(path) {
+        Ok(link) => Ok(Some(link)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Devices that carry one of our links, by index; pins whose device is gone are removed on the way.
+pub(crate) fn attached(links: &Path) -> Result<Vec<u32>, KernelError> {
+    let failed = |source| KernelError::Pin { path: links.to_path_buf(), source };
+    let mut devices = Vec::new();
+    for entry in fs::read_dir(links).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let Some(link) = open_link(&path).map_err(failed)? else { continue };
+        match sys::link_info(link.as_fd()).map_err(failed)?.ifindex {
+            0 => fs::remove_file(&path).map_err(failed)?,
+            ifindex => devices.push(ifindex),
+        }
+    }
+    devices.sort_unstable();
+    devices.dedup();
+    Ok(devices)
+}
+
+/// Takes our programs off a device, or forgets the pins of one that is gone.
+pub(crate) fn detach(links: &Path, ifindex: u32) -> Result<(), KernelError> {
+    for hook in HOOKS {
+        let path = pin(links, ifindex, hook);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(KernelError::Pin { path, source: error });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
