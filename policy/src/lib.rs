@@ -10,11 +10,16 @@ pub mod compiler;
 pub mod delta;
 pub mod diagnostic;
 pub mod digest;
+mod extent;
 mod flatten;
 mod identity;
 mod index;
+pub mod intern;
 pub mod model;
 mod networks;
+#[cfg(any(test, feature = "oracle"))]
+pub mod oracle;
+pub mod plan;
 mod policies;
 mod postings;
 pub mod prefix;
