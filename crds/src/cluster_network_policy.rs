@@ -1,6 +1,6 @@
 //! `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy: the type, with every field of the upstream one.
 //!
-//! Everything that the API requires is optional here, and enumerations know an `Unknown` value: an object of a newer API must be
+//! Everything that the API requires (and the schema says so) may be absent here, and enumerations know an `Unknown` value: an object of a newer API must be
 //! readable, because what it means then is to fail closed (see [`lower`]), and that can only be done with an object that was read.
 
 use std::borrow::Cow;
@@ -57,16 +57,15 @@ impl k8s_openapi::Metadata for ClusterNetworkPolicy {
 /// What a ClusterNetworkPolicy says.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["tier", "priority", "subject"]))]
 pub struct ClusterNetworkPolicySpec {
     /// Tier the rules are evaluated in. Admin comes before every NetworkPolicy and cannot be overridden by one; Baseline applies
     /// to pods that no NetworkPolicy selects.
-    #[schemars(required)]
     pub tier: Tier,
     /// Order within the tier, lower first. Two policies of one priority are ordered by name.
-    #[schemars(required, range(min = 0, max = 1000))]
+    #[schemars(range(min = 0, max = 1000))]
     pub priority: Option<i32>,
     /// The pods the policy applies to.
-    #[schemars(required)]
     pub subject: ClusterNetworkPolicySubject,
     /// Rules for what the pods receive, in order; the first that matches decides.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -149,16 +148,16 @@ pub struct ClusterNetworkPolicySubject {
 /// A rule for what the pods receive.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["action", "from"]))]
 pub struct ClusterNetworkPolicyIngressRule {
     /// A name for people; it is shown wherever the rule decides.
     #[serde(skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 100))]
     pub name: String,
     /// What to do with matching traffic.
-    #[schemars(required)]
     pub action: Action,
     /// Sources; the rule matches if one of them does.
-    #[schemars(required, length(min = 1, max = 25))]
+    #[schemars(length(min = 1, max = 25))]
     pub from: Vec<ClusterNetworkPolicyIngressPeer>,
     /// Protocols and ports; absent means all traffic.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -174,16 +173,16 @@ pub struct ClusterNetworkPolicyIngressRule {
              self.to.all(it, !has(it.networks) && !has(it.nodes) && !has(it.domainNames))",
     "message": "a named port belongs to a pod: use it with namespaces and pods only"
 }]))]
+#[schemars(extend("required" = ["action", "to"]))]
 pub struct ClusterNetworkPolicyEgressRule {
     /// A name for people; it is shown wherever the rule decides.
     #[serde(skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 100))]
     pub name: String,
     /// What to do with matching traffic.
-    #[schemars(required)]
     pub action: Action,
     /// Destinations; the rule matches if one of them does.
-    #[schemars(required, length(min = 1, max = 25))]
+    #[schemars(length(min = 1, max = 25))]
     pub to: Vec<ClusterNetworkPolicyEgressPeer>,
     /// Protocols and ports; absent means all traffic.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -244,12 +243,13 @@ pub struct DomainName(pub String);
 /// Pods by the labels of their namespace and their own.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["podSelector"]))]
 pub struct NamespacedPod {
     /// Namespaces; absent or empty selects all.
     #[schemars(schema_with = "schema::label_selector")]
     pub namespace_selector: LabelSelector,
     /// Pods in them; empty selects all.
-    #[schemars(required, schema_with = "schema::label_selector")]
+    #[schemars(schema_with = "schema::label_selector")]
     pub pod_selector: Option<LabelSelector>,
 }
 
@@ -303,49 +303,50 @@ pub struct Port {
     "rule": "self.end > self.start",
     "message": "end must be greater than start"
 }]))]
+#[schemars(extend("required" = ["start", "end"]))]
 pub struct PortRange {
     /// First port.
-    #[schemars(required, range(min = 1, max = 65535))]
+    #[schemars(range(min = 1, max = 65535))]
     pub start: i32,
     /// Last port.
-    #[schemars(required, range(min = 1, max = 65535))]
+    #[schemars(range(min = 1, max = 65535))]
     pub end: i32,
 }
 
 /// What the implementation says of a policy.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["conditions"]))]
 pub struct ClusterNetworkPolicyStatus {
     /// Conditions, one of each type.
-    #[schemars(required, extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }
 
 /// One aspect of an object's state.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["type", "status", "lastTransitionTime", "reason", "message"]))]
 pub struct Condition {
     /// Which aspect.
-    #[schemars(
-        required,
-        length(max = 316),
+    #[schemars(length(max = 316),
         regex(pattern = schema::CONDITION_TYPE)
     )]
     pub r#type: String,
     /// True, False or Unknown.
-    #[schemars(required, extend("enum" = ["True", "False", "Unknown"]))]
+    #[schemars(extend("enum" = ["True", "False", "Unknown"]))]
     pub status: String,
     /// Generation of the spec this was said of.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub observed_generation: Option<i64>,
     /// When `status` last changed, RFC 3339.
-    #[schemars(required, extend("format" = "date-time"))]
+    #[schemars(extend("format" = "date-time"))]
     pub last_transition_time: String,
     /// Why, as one word for programs.
-    #[schemars(required, length(min = 1, max = 1024), regex(pattern = schema::CONDITION_REASON))]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = schema::CONDITION_REASON))]
     pub reason: String,
     /// Why, for people.
-    #[schemars(required, length(max = 32768))]
+    #[schemars(length(max = 32768))]
     pub message: String,
 }
