@@ -55,13 +55,20 @@ impl StateDigest {
         Digest(bytes)
     }
 
-    fn add(&mut self, resource: &Resource) {
+    /// The digest of two states together that have no resource in common.
+    #[must_use]
+    pub fn plus(mut self, other: Self) -> Self {
         let mut carry = false;
-        for (word, term) in self.0.iter_mut().zip(words(resource)) {
+        for (word, term) in self.0.iter_mut().zip(other.0) {
             let (sum, first) = word.overflowing_add(term);
             let (sum, second) = sum.overflowing_add(u64::from(carry));
             (*word, carry) = (sum, first || second);
         }
+        self
+    }
+
+    fn add(&mut self, resource: &Resource) {
+        *self = self.plus(Self(words(resource)));
     }
 
     fn subtract(&mut self, resource: &Resource) {
