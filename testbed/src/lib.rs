@@ -4,14 +4,17 @@
 //! veth pairs, routed as by a CNI that gives each pod a /32 and a /128. Nothing is made outside of these namespaces, names
 //! are unique per run, and dropping the value removes everything.
 
+pub mod client;
 pub mod frame;
 pub mod manifests;
 pub mod namespace;
 pub mod peer;
 pub mod process;
+pub mod stack;
 pub mod sys;
 pub mod testnet;
 pub mod traffic;
 
 pub use process::Running;
+pub use stack::Stack;
 pub use testnet::{Plan, Pod, PodPlan, Testnet};

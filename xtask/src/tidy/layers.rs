@@ -30,7 +30,7 @@ const FOREIGN: &[(&str, &[&str])] = &[
     ("prost", &["proto"]),
     ("clap", &["controller", "dataplane", "cli"]),
     ("tokio", &["controller", "dataplane", "cli", "testbed"]),
-    ("tonic", &["proto", "controller", "dataplane", "cli"]),
+    ("tonic", &["proto", "controller", "dataplane", "cli", "testbed"]),
 ];
 
 /// What the pure crates may not name in `src/` (tests may).
