@@ -45,6 +45,8 @@ stages! {
     bk_icmp_error = IcmpError;
     bk_by_rules = ByRules;
     bk_ask = Ask;
+    bk_evaluate = Evaluate;
+    bk_guard = Guard;
     bk_open = Open;
     bk_record = Record;
 }

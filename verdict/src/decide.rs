@@ -42,7 +42,7 @@ pub struct Scratch {
     inner: Headers,
     key: FlowKey,
     moment: Moment,
-    question: Question,
+    pub(crate) question: Question,
     record: Record,
     flow: Flow,
     /// The hook.
@@ -57,7 +57,7 @@ pub struct Scratch {
     /// What was wrong with the headers.
     refused: Option<Reason>,
     /// What the last stage concluded.
-    reason: Reason,
+    pub(crate) reason: Reason,
     /// The connection asked about is the packet's own direction, not the one it answers.
     forward: bool,
     /// The source is the key's low end.
@@ -94,6 +94,22 @@ impl Scratch {
     }
 }
 
+impl Scratch {
+    /// The verdict that scratch memory read from the kernel (a per-CPU element of `BK_SCRATCH`) was left with; `None`
+    /// when it is not of this build's size, or has a reason this build does not know.
+    #[cfg(any(test, feature = "host"))]
+    pub fn verdict_in(bytes: &[u8]) -> Option<Verdict> {
+        let rule = std::mem::offset_of!(Self, record).checked_add(std::mem::offset_of!(Record, rule))?;
+        if bytes.len() < size_of::<Self>() {
+            return None;
+        }
+        Some(Verdict {
+            reason: Reason::from_number(*bytes.get(std::mem::offset_of!(Self, reason))?)?,
+            rule: u32::from_ne_bytes(bytes.get(rule..)?.first_chunk::<4>().copied()?),
+        })
+    }
+}
+
 impl Default for Scratch {
     fn default() -> Self {
         Self::new()
@@ -119,6 +135,10 @@ pub enum Stage {
     ByRules,
     /// Asks the endpoint's rules one question.
     Ask,
+    /// Walks a list of alternatives.
+    Evaluate,
+    /// Looks whether a guard holds.
+    Guard,
     /// Opens a flow.
     Open,
     /// Writes events, denials and fragments.
@@ -138,6 +158,8 @@ impl Stage {
             Self::IcmpError => scratch.reason = icmp_error(packet, maps, scratch),
             Self::ByRules => scratch.reason = by_rules(packet, maps, scratch),
             Self::Ask => scratch.reason = ask(packet, maps, scratch),
+            Self::Evaluate => scratch.reason = policy::evaluate(packet, maps, scratch),
+            Self::Guard => policy::look(maps, &mut scratch.question),
             Self::Open => scratch.reason = open(packet, maps, scratch),
             Self::Record => write_down(packet, maps, scratch),
         }
@@ -475,7 +497,7 @@ fn ask<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) -> Reaso
         return Reason::NodeTraffic;
     }
     policy::ask(question, config, direction, flow::position(headers.protocol, responder_port), scratch.moment.now);
-    policy::judge(maps, question)
+    policy::judge(packet, maps, scratch)
 }
 
 /// Takes the answer over into the record.

@@ -224,9 +224,11 @@ impl Config {
     /// True when the MAC, as three words loaded from a packet, is the endpoint's own.
     #[inline(always)]
     pub const fn has_mac(&self, mac: [u16; 3]) -> bool {
-        let [a, b, c, d, e, f] = self.mac;
-        let [x, y, z] = mac;
-        ((u16::from_ne_bytes([a, b]) ^ x) | (u16::from_ne_bytes([c, d]) ^ y) | (u16::from_ne_bytes([e, f]) ^ z)) == 0
+        let [own @ .., d, e, f] = self.mac;
+        let [a, b, c] = own;
+        let [first, second, third] = mac;
+        let (high, low) = (u16::from_ne_bytes([a, b]) ^ first, u16::from_ne_bytes([c, d]) ^ second);
+        (high | low | (u16::from_ne_bytes([e, f]) ^ third)) == 0
     }
 }
 

@@ -2,11 +2,14 @@
 //! for the host. The kernel programs, the host tests, the fuzzers, the simulator and the replay all call [`decide`].
 #![cfg_attr(not(any(test, feature = "host")), no_std)]
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
+#![allow(clippy::inline_always, reason = "a call that is left is a call in the kernel: stages say where calls are")]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::unreachable))]
 
 pub mod address;
 pub mod decide;
 pub mod flow;
+#[cfg(any(test, feature = "host"))]
+pub mod host;
 pub mod layout;
 pub mod maps;
 pub mod packet;
@@ -15,5 +18,7 @@ pub mod port;
 pub mod reason;
 pub mod record;
 pub mod spoof;
+#[cfg(any(test, feature = "host"))]
+pub mod vectors;
 
 pub use decide::{Scratch, Stage, Verdict, decide};

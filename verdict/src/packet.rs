@@ -109,8 +109,10 @@ pub struct Headers {
     pub fragment: Fragment,
     /// What is wrong with the extension headers.
     pub refused: Option<Reason>,
+    /// An IPv6 fragment header was seen.
+    pub fragment_header: bool,
     /// Zero.
-    pub padding: [u8; 2],
+    pub padding: u8,
 }
 
 /// Reads the headers of a frame. On an error `headers` holds what was read before it.
@@ -230,9 +232,10 @@ fn walk<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Reason> {
         let word = u32::from_be(word);
         let mut bytes = 8;
         if next == 44 {
-            if headers.fragment != Fragment::Whole {
+            if headers.fragment_header {
                 return Err(Reason::MalformedIpv6);
             }
+            headers.fragment_header = true;
             headers.fragment_protocol = (word >> 24) as u8;
             headers.fragment_id = id;
             headers.fragment = fragmentation(((word >> 3) & 0x1fff) as u16, word & 1 != 0)?;

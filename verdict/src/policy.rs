@@ -2,11 +2,12 @@
 
 use crate::{
     address::Address,
+    decide::{Scratch, Stage},
     layout::{
-        Alternative, Config, LeaseKey, MAX_ALTERNATIVES, MAX_SEARCH, NameKey, RuleKey, action, address_flag, guard,
+        Alternative, Config, LeaseKey, MAX_ALTERNATIVES, MAX_SEARCH, NameKey, RANGES, RuleKey, action, address_flag, guard,
         identity, network_flag, rule, side,
     },
-    maps::Maps,
+    maps::{Maps, Packet},
     port::Position,
     reason::Reason,
 };
@@ -50,8 +51,14 @@ pub struct Question {
     pub guard: u8,
     /// 1 = the shadow verdict is to drop.
     pub shadow_drop: u8,
+    /// Whether the guard of `alternative` holds.
+    pub holds: u8,
     /// Zero.
-    pub padding: [u8; 2],
+    pub padding: u8,
+    /// The alternative in hand.
+    pub alternative: Alternative,
+    /// Index of the first alternative to look at.
+    pub first: u32,
 }
 
 /// Who the peer is. From exact to wide: its binding, else the prefix that covers it.
@@ -81,7 +88,8 @@ pub fn identify<M: Maps>(maps: &M, question: &mut Question) {
 
 /// Asks the rules about the peer that [`identify`] found. [`Reason::Allowed`] or the reason of the drop.
 #[inline(always)]
-pub fn judge<M: Maps>(maps: &M, question: &mut Question) -> Reason {
+pub(crate) fn judge<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) -> Reason {
+    let question = &mut scratch.question;
     question.rule = rule::NONE;
     question.shadow_rule = rule::NONE;
     question.deadline = u64::MAX;
@@ -101,16 +109,18 @@ pub fn judge<M: Maps>(maps: &M, question: &mut Question) -> Reason {
         return Reason::BrokenPortSet;
     }
     if range.shadow != 0 {
-        let reason = evaluate(maps, question, range.shadow);
-        question.shadow_rule = question.rule;
-        question.shadow_drop = u8::from(!reason.passes());
+        question.first = range.shadow;
+        packet.stage(maps, scratch, Stage::Evaluate);
+        scratch.question.shadow_rule = scratch.question.rule;
+        scratch.question.shadow_drop = u8::from(!scratch.reason.passes());
     }
-    let reason = evaluate(maps, question, range.enforce);
+    scratch.question.first = range.enforce;
+    packet.stage(maps, scratch, Stage::Evaluate);
     if range.shadow == 0 {
-        question.shadow_rule = question.rule;
-        question.shadow_drop = u8::from(!reason.passes());
+        scratch.question.shadow_rule = scratch.question.rule;
+        scratch.question.shadow_drop = u8::from(!scratch.reason.passes());
     }
-    reason
+    scratch.reason
 }
 
 /// Index of the last range that begins at or before the position. Without a branch on what was read: the kernel's
@@ -118,7 +128,7 @@ pub fn judge<M: Maps>(maps: &M, question: &mut Question) -> Reason {
 #[inline(always)]
 fn search<M: Maps>(maps: &M, first: u32, count: u32, position: u32) -> Option<u32> {
     let (mut base, mut left) = (first, count);
-    if left == 0 {
+    if left == 0 || left > RANGES || first > RANGES.wrapping_sub(left) {
         return None;
     }
     for _ in 0..MAX_SEARCH {
@@ -137,33 +147,60 @@ fn search<M: Maps>(maps: &M, first: u32, count: u32, position: u32) -> Option<u3
 
 /// Finds the first alternative whose guard holds. Writes its rule and guard; [`rule::NONE`] when the list is broken.
 #[inline(always)]
-fn evaluate<M: Maps>(maps: &M, question: &mut Question, first: u32) -> Reason {
-    question.rule = rule::NONE;
-    question.guard = guard::NONE;
-    let mut index = first;
+pub(crate) fn evaluate<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) -> Reason {
+    scratch.question.rule = rule::NONE;
+    scratch.question.guard = guard::NONE;
+    let mut index = scratch.question.first;
     for _ in 0..MAX_ALTERNATIVES {
         if index == 0 {
             break;
         }
         let Some(alternative) = maps.alternative(index) else { break };
-        let Some(holds) = holds(maps, question, &alternative) else { break };
-        if holds {
-            question.rule = alternative.rule;
-            question.guard = alternative.guard;
+        scratch.question.alternative = alternative;
+        if alternative.guard != guard::NONE {
+            packet.stage(maps, scratch, Stage::Guard);
+        }
+        if alternative.guard == guard::NONE || scratch.question.holds == holds::YES {
+            scratch.question.rule = alternative.rule;
+            scratch.question.guard = alternative.guard;
             return match alternative.action {
                 action::ALLOW => Reason::Allowed,
                 action::DENY => Reason::PolicyDenied,
                 _ => Reason::UnknownAction,
             };
         }
+        if scratch.question.holds == holds::UNKNOWN {
+            break;
+        }
         index = alternative.next;
     }
     Reason::BrokenAlternatives
 }
 
+/// Answers of [`look`].
+mod holds {
+    /// The guard does not hold.
+    pub(super) const NO: u8 = 0;
+    /// It holds.
+    pub(super) const YES: u8 = 1;
+    /// This build does not know such a guard.
+    pub(super) const UNKNOWN: u8 = 2;
+}
+
+/// Looks whether the guard of the alternative in hand holds.
+#[inline(always)]
+pub(crate) fn look<M: Maps>(maps: &M, question: &mut Question) {
+    let alternative = question.alternative;
+    question.holds = match holds_now(maps, question, &alternative) {
+        Some(true) => holds::YES,
+        Some(false) => holds::NO,
+        None => holds::UNKNOWN,
+    };
+}
+
 /// Whether a guard holds now; notes until when that can be relied on. `None` for a guard this build does not know.
 #[inline(always)]
-fn holds<M: Maps>(maps: &M, question: &mut Question, alternative: &Alternative) -> Option<bool> {
+fn holds_now<M: Maps>(maps: &M, question: &mut Question, alternative: &Alternative) -> Option<bool> {
     let deadline = match alternative.guard {
         guard::NONE => return Some(true),
         guard::LEASE => {
