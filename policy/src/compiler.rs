@@ -73,6 +73,18 @@ impl Compiler {
         self.output.state()
     }
 
+    /// True when nothing is left in any table: no object, question, identity, ruleset.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+            && self.policies.is_empty()
+            && self.questions.is_empty()
+            && self.identities.is_empty()
+            && self.rulesets.is_empty()
+            && self.bound.is_empty()
+            && self.network_identities.is_empty()
+            && self.endpoints.is_empty()
+    }
+
     /// Takes events, all of them as one step, and says what they changed.
     pub fn apply(&mut self, events: &[Event]) -> Changes {
         for event in events {

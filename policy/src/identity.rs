@@ -151,14 +151,30 @@ impl Identities {
         self.entries.get(id).map(|entry| entry.digest)
     }
 
-    /// Identities of which the atom holds.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.values().next().is_none()
+            && self.ids.is_empty()
+            && self.by_atom.is_empty()
+            && self.unbound_pods.is_empty()
+    }
+
+    /// Identities somebody bears and of which the atom holds.
     pub(crate) fn with_atom(&self, atom: AtomId) -> impl Iterator<Item = IdentityId> {
-        self.by_atom.get(&atom).into_iter().flatten().copied()
+        self.by_atom
+            .get(&atom)
+            .into_iter()
+            .flatten()
+            .copied()
+            .filter(|id| self.is_borne(*id))
     }
 
     /// Identities of unbound addresses in pod ranges.
     pub(crate) fn unbound_pods(&self) -> impl Iterator<Item = IdentityId> {
-        self.unbound_pods.iter().copied()
+        self.unbound_pods.iter().copied().filter(|id| self.is_borne(*id))
+    }
+
+    fn is_borne(&self, id: IdentityId) -> bool {
+        self.entries.get(id).is_some_and(|entry| entry.bearers > 0)
     }
 }
 

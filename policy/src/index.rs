@@ -284,6 +284,18 @@ impl Index {
         }
     }
 
+    /// True when there are no facts, and no posting is left of any.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+            && self.namespaces.is_empty()
+            && self.nodes.is_empty()
+            && self.claims.is_empty()
+            && self.pods_by_port.is_empty()
+            && self.pods_by_label.is_empty()
+            && self.namespaces_by_label.is_empty()
+            && self.nodes_by_label.is_empty()
+    }
+
     // --- questions ------------------------------------------------------------------------------------------------
 
     pub(crate) fn workload(&self, id: WorkloadId) -> Option<&Arc<Workload>> {

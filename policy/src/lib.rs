@@ -32,3 +32,5 @@ pub mod selector;
 mod slab;
 pub mod state;
 pub mod state_lookup;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

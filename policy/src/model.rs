@@ -478,13 +478,23 @@ impl fmt::Display for RuleName {
         };
         match self {
             Self::Builtin(builtin) => builtin.fmt(f),
-            Self::Rule { policy, generation: number, direction, index, name } => {
+            Self::Rule {
+                policy,
+                generation: number,
+                direction,
+                index,
+                name,
+            } => {
                 write!(f, "{policy}")?;
                 generation(f, number)?;
                 write!(f, " {direction}[{index}]")?;
                 name.as_ref().map_or(Ok(()), |name| write!(f, "({name})"))
             }
-            Self::DefaultDeny { policy, generation: number, direction } => {
+            Self::DefaultDeny {
+                policy,
+                generation: number,
+                direction,
+            } => {
                 write!(f, "{policy}")?;
                 generation(f, number)?;
                 write!(f, " {direction} default-deny")

@@ -30,6 +30,10 @@ impl Policies {
         self.by_key.values()
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_key.is_empty() && self.by_anchor.is_empty()
+    }
+
     /// Takes a policy as it is now; returns what it was.
     pub(crate) fn set(&mut self, key: &PolicyKey, new: Option<Arc<CompiledPolicy>>) -> Option<Arc<CompiledPolicy>> {
         let old = self.by_key.remove(key);

@@ -74,6 +74,10 @@ impl<T: Ord + Clone> Postings<T> {
         )
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn count(&self, key: &str, test: &LabelTest) -> usize {
         let Some(values) = self.0.get(key) else { return 0 };
         match test {

@@ -126,6 +126,16 @@ impl Questions {
         self.entries.get(id).map(|entry| entry.digest)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        let labels = [&self.namespace_labels, &self.pod_labels, &self.node_labels];
+        self.entries.values().next().is_none()
+            && self.ids.is_empty()
+            && self.namespaces.is_empty()
+            && self.ports.is_empty()
+            && self.cidrs.keys().next().is_none()
+            && labels.iter().all(|questions| questions.0.is_empty())
+    }
+
     fn file(&mut self, atom: &Atom, id: AtomId) {
         match atom {
             Atom::Namespace(name) => drop(self.namespaces.insert(name.clone(), id)),

@@ -192,6 +192,13 @@ impl Program {
 const NO_PORT: u32 = u32::MAX;
 
 impl Rulesets {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.values().next().is_none()
+            && self.ids.is_empty()
+            && self.by_atom.is_empty()
+            && self.address_askers.is_empty()
+    }
+
     /// Counts one more endpoint that has these rules.
     pub(crate) fn hold(&mut self, program: Program) -> (RulesetId, Digest) {
         let name = program.name();

@@ -175,7 +175,11 @@ impl State {
             .flat_map(|endpoint| [endpoint.egress, endpoint.ingress])
             .filter_map(|name| Some((name, self.rulesets.get(&name)?.clone())))
             .collect();
-        Self { endpoints, rulesets, ..self.clone() }
+        Self {
+            endpoints,
+            rulesets,
+            ..self.clone()
+        }
     }
 }
 

@@ -1,0 +1,218 @@
+//! A second opinion: evaluates one connection straight from the text of the NetworkPolicy v1 and ClusterNetworkPolicy
+//! v1alpha2 specifications, by walking all objects. Slow and plain on purpose: no atoms, no index, no flattening, and
+//! nothing in common with the compiler but the model. The property tests compare the two; `explain` shows its steps.
+
+mod explain;
+mod world;
+
+pub use explain::{Explanation, PolicyReport, RuleReport, TierReport, explain};
+pub use world::Matches;
+
+use world::{Who, World};
+
+use crate::{
+    model::{Action, Builtin, Direction, Guard, Mode, Object, Policy, Rule, RuleName, Tier, Workload},
+    probe::{Holding, Outcome, Probe},
+    state::Decision,
+};
+
+type Verdict = (Decision, RuleName);
+
+/// Judges a new connection at both ends.
+pub fn oracle(objects: &[Object], probe: &Probe, holding: Holding<'_>) -> Outcome {
+    let world = World::new(objects);
+    let from = world.subject(probe.zone, &probe.from);
+    let to = world.subject(probe.zone, &probe.to);
+    if let (Some(from), Some(to)) = (from, to)
+        && from.key == to.key
+    {
+        let own = Some((Decision::Allow, RuleName::Builtin(Builtin::SelfTraffic)));
+        return Outcome {
+            egress: own.clone(),
+            ingress: own,
+        };
+    }
+    let judge = |subject: Option<&Workload>, direction| {
+        subject.map(|subject| Judge::new(&world, probe, direction, subject).admin(Guards::As(holding)))
+    };
+    Outcome {
+        egress: judge(from, Direction::Egress),
+        ingress: judge(to, Direction::Ingress),
+    }
+}
+
+/// How guards are answered.
+#[derive(Clone, Copy)]
+enum Guards<'a> {
+    /// As the asker says.
+    As(Holding<'a>),
+    /// Against the connection: none that allows, all that deny.
+    Worst,
+}
+
+impl Guards<'_> {
+    fn hold(self, rule: &Rule) -> bool {
+        match (rule.guard, self) {
+            (None, _) => true,
+            (Some(guard), Guards::As(holding)) => holding(guard),
+            (Some(_), Guards::Worst) => rule.action == Action::Deny,
+        }
+    }
+}
+
+/// One end's rules for one connection.
+struct Judge<'a> {
+    world: &'a World<'a>,
+    probe: &'a Probe,
+    direction: Direction,
+    subject: &'a Workload,
+    peer: Who<'a>,
+    /// The policies that select the subject, by tier, priority and name.
+    selecting: Vec<&'a Policy>,
+}
+
+impl<'a> Judge<'a> {
+    fn new(world: &'a World<'a>, probe: &'a Probe, direction: Direction, subject: &'a Workload) -> Self {
+        let peer = match direction {
+            Direction::Egress => probe.to.address,
+            Direction::Ingress => probe.from.address,
+        };
+        let mut selecting: Vec<&Policy> = world
+            .policies()
+            .filter(|policy| world.selects(policy, subject))
+            .collect();
+        selecting.sort_by_key(|policy| (policy.tier, policy.priority, &policy.key));
+        Self {
+            world,
+            probe,
+            direction,
+            subject,
+            peer: world.who(probe.zone, peer),
+            selecting,
+        }
+    }
+
+    fn rules(&self, policy: &'a Policy) -> &'a [Rule] {
+        match self.direction {
+            Direction::Egress => &policy.egress,
+            Direction::Ingress => &policy.ingress,
+        }
+    }
+
+    /// Shadow policies and rules count for the shadow verdict alone.
+    fn counts(&self, mode: Mode) -> bool {
+        mode == Mode::Enforce || self.probe.mode == Mode::Shadow
+    }
+
+    /// The rules of a tier that match, in order.
+    fn matching(&self, tier: Tier) -> Vec<(&'a Policy, &'a Rule, Matches)> {
+        let policies = self
+            .selecting
+            .iter()
+            .filter(|policy| policy.tier == tier && self.counts(policy.mode));
+        let rules = policies.flat_map(|policy| self.rules(policy).iter().map(move |rule| (*policy, rule)));
+        let counting = rules.filter(|(_, rule)| self.counts(rule.mode));
+        counting
+            .map(|(policy, rule)| (policy, rule, self.world.matches(rule, self)))
+            .filter(|(.., matches)| *matches != Matches::No)
+            .collect()
+    }
+
+    /// "Evaluated before NetworkPolicies and BaselineAdmin rules": the first rule that matches decides or passes on.
+    fn admin(&self, guards: Guards<'_>) -> Verdict {
+        self.first_match(&self.matching(Tier::Admin), guards, &|guards| {
+            self.network_policy(guards)
+        })
+    }
+
+    /// "If no policies select a pod in a direction, it is not isolated; else what any of them allows is allowed."
+    fn network_policy(&self, guards: Guards<'_>) -> Verdict {
+        let isolating = self.selecting.iter().find(|policy| {
+            policy.tier == Tier::NetworkPolicy && policy.isolates.contains(&self.direction) && self.counts(policy.mode)
+        });
+        let Some(isolating) = isolating else {
+            return self.baseline(guards);
+        };
+        let mut rules = self.matching(Tier::NetworkPolicy);
+        rules.retain(|(policy, ..)| policy.isolates.contains(&self.direction));
+        let denying = rules
+            .iter()
+            .find(|(_, rule, _)| rule.action == Action::Deny && guards.hold(rule));
+        if let Some((policy, rule, _)) = denying {
+            return (Decision::Deny, self.name(policy, rule));
+        }
+        rules.retain(|(_, rule, matches)| rule.action == Action::Allow && *matches == Matches::Yes);
+        let always = rules.iter().find(|(_, rule, _)| rule.guard.is_none());
+        match always.or_else(|| rules.iter().find(|(_, rule, _)| guards.hold(rule))) {
+            Some((policy, rule, _)) => (Decision::Allow, self.name(policy, rule)),
+            None => {
+                let (policy, generation) = (isolating.key.clone(), isolating.generation);
+                (
+                    Decision::Deny,
+                    RuleName::DefaultDeny {
+                        policy,
+                        generation,
+                        direction: self.direction,
+                    },
+                )
+            }
+        }
+    }
+
+    /// "Evaluated after NetworkPolicies, for pods that none of them selects."
+    fn baseline(&self, guards: Guards<'_>) -> Verdict {
+        self.first_match(&self.matching(Tier::Baseline), guards, &|_| {
+            (Decision::Allow, RuleName::Builtin(Builtin::DefaultAllow))
+        })
+    }
+
+    fn first_match(
+        &self,
+        rules: &[(&Policy, &Rule, Matches)],
+        guards: Guards<'_>,
+        below: &dyn Fn(Guards<'_>) -> Verdict,
+    ) -> Verdict {
+        let Some(((policy, rule, matches), rest)) = rules.split_first() else {
+            return below(guards);
+        };
+        let next = |guards| self.first_match(rest, guards, below);
+        match rule.action {
+            Action::Allow if *matches == Matches::Perhaps || !guards.hold(rule) => next(guards),
+            Action::Allow => (Decision::Allow, self.name(policy, rule)),
+            Action::Deny if !guards.hold(rule) => next(guards),
+            Action::Deny => (Decision::Deny, self.name(policy, rule)),
+            Action::Pass if *matches == Matches::Yes && rule.guard.is_none() => below(guards),
+            // It may pass or not: what is allowed either way, whatever the guards say, is allowed.
+            Action::Pass => match (next(Guards::Worst), below(Guards::Worst)) {
+                (stays, _) if stays.0 == Decision::Deny => stays,
+                (_, leaves) if leaves.0 == Decision::Deny => leaves,
+                (stays, _) => stays,
+            },
+        }
+    }
+
+    fn name(&self, policy: &Policy, rule: &Rule) -> RuleName {
+        RuleName::Rule {
+            policy: policy.key.clone(),
+            generation: policy.generation,
+            direction: self.direction,
+            index: rule.index,
+            name: rule.name.clone(),
+        }
+    }
+}
+
+/// Every guard that the rules of these objects carry, each once.
+pub fn guards(objects: &[Object]) -> Vec<Guard> {
+    let policies = objects.iter().filter_map(|object| match object {
+        Object::Policy(policy) => Some(policy),
+        _ => None,
+    });
+    let mut guards: Vec<Guard> = policies
+        .flat_map(|policy| policy.ingress.iter().chain(&policy.egress))
+        .filter_map(|rule| rule.guard)
+        .collect();
+    guards.sort_unstable();
+    guards.dedup();
+    guards
+}

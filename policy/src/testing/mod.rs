@@ -1,0 +1,318 @@
+//! Random clusters, histories and connections for property tests, here and in the crates above. The vocabulary is small,
+//! so that selectors match, blocks overlap and addresses collide often.
+
+mod policies;
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use ipnetwork::IpNetwork;
+use proptest::{
+    collection::{btree_set, vec},
+    option,
+    prelude::*,
+    sample::select,
+};
+
+use crate::{
+    model::{
+        Attachment, Event, Guard, Labels, Mode, NamedPort, Namespace, Node, Object, Protocol, Workload, WorkloadKey,
+        Zone,
+    },
+    oracle,
+    probe::{End, Probe},
+};
+
+pub use policies::policy;
+
+const NAMESPACES: [&str; 3] = ["a", "b", "c"];
+const PORT_NAMES: [&str; 3] = ["http", "dns", "metrics"];
+const PORTS: [u16; 5] = [53, 80, 81, 443, 8080];
+const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+const POD_ADDRESSES: [&str; 12] = [
+    "10.0.0.1",
+    "10.0.0.2",
+    "10.0.0.3",
+    "10.0.0.4",
+    "10.0.1.1",
+    "10.0.1.2",
+    "10.0.2.1",
+    "fd00::1",
+    "fd00::2",
+    "fd00::3",
+    "fd00::1:1",
+    "192.168.0.9",
+];
+const NODE_ADDRESSES: [&str; 5] = ["192.168.0.1", "192.168.0.2", "192.168.0.3", "fd01::1", "10.0.0.4"];
+const OTHER_ADDRESSES: [&str; 8] = [
+    "10.0.0.77",
+    "10.0.1.77",
+    "10.0.3.1",
+    "192.168.0.77",
+    "8.8.8.8",
+    "fd00::77",
+    "fd00::1:77",
+    "2001:db8::1",
+];
+const POD_RANGES: [&str; 5] = [
+    "10.0.0.0/24",
+    "10.0.1.0/24",
+    "10.0.0.0/23",
+    "fd00::/112",
+    "fd00::1:0/112",
+];
+
+/// The blocks policies name: over pods, nodes and the outside, inside each other, of both families.
+const BLOCKS: [&str; 16] = [
+    "0.0.0.0/0",
+    "10.0.0.0/8",
+    "10.0.0.0/23",
+    "10.0.0.0/24",
+    "10.0.0.0/30",
+    "10.0.0.2/32",
+    "10.0.1.0/25",
+    "192.168.0.0/24",
+    "192.168.0.2/32",
+    "8.8.0.0/16",
+    "::/0",
+    "fd00::/8",
+    "fd00::/126",
+    "fd00::1:0/112",
+    "fd01::1/128",
+    "2001:db8::/32",
+];
+
+fn parse<T: std::str::FromStr>(text: &str) -> Option<T> {
+    text.parse().ok()
+}
+
+fn text(words: &'static [&'static str]) -> impl Strategy<Value = String> {
+    select(words).prop_map(str::to_owned)
+}
+
+fn address(words: &'static [&'static str]) -> impl Strategy<Value = IpAddr> {
+    select(words).prop_filter_map("an address", parse)
+}
+
+fn block(words: &'static [&'static str]) -> impl Strategy<Value = IpNetwork> {
+    select(words).prop_filter_map("a block", parse)
+}
+
+/// Labels of a namespace (`team`, `env`), a pod (`app`, `tier`) or a node (`zone`, `role`).
+fn labels(keys: [&'static str; 2]) -> impl Strategy<Value = Labels> {
+    let value = || option::weighted(0.8, text(&["x", "y", "z"]));
+    (value(), value()).prop_map(move |(first, second)| {
+        let labels = keys.into_iter().zip([first, second]);
+        labels
+            .filter_map(|(key, value)| Some((key.to_owned(), value?)))
+            .collect()
+    })
+}
+
+fn namespace() -> impl Strategy<Value = Namespace> {
+    (text(&NAMESPACES), labels(["team", "env"])).prop_map(|(name, mut labels)| {
+        labels.insert("kubernetes.io/metadata.name".to_owned(), name.clone());
+        Namespace { name, labels }
+    })
+}
+
+fn named_port() -> impl Strategy<Value = NamedPort> {
+    (text(&PORT_NAMES), select(&PROTOCOLS[..]), select(&PORTS[..])).prop_map(|(name, protocol, number)| NamedPort {
+        name,
+        protocol,
+        number,
+    })
+}
+
+/// A pod; its addresses are often another's.
+pub fn workload() -> impl Strategy<Value = Workload> {
+    let key = (text(&NAMESPACES), text(&["p", "q", "r", "s", "t"]))
+        .prop_map(|(namespace, name)| WorkloadKey { namespace, name });
+    let place = (
+        btree_set(address(&POD_ADDRESSES), 0..3),
+        prop_oneof![19 => Just(Zone(0)), 1 => Just(Zone(1))],
+    );
+    (
+        key,
+        labels(["app", "tier"]),
+        place,
+        vec(named_port(), 0..4),
+        option::of(text(&["n", "m"])),
+        0u32..2,
+    )
+        .prop_map(
+            |(key, labels, (addresses, zone), named_ports, node, image_class)| Workload {
+                key,
+                uid: String::new(),
+                labels,
+                service_account: "default".to_owned(),
+                node,
+                addresses,
+                zone,
+                named_ports,
+                attachment: Attachment::default(),
+                image_class,
+            },
+        )
+}
+
+fn node() -> impl Strategy<Value = Node> {
+    (
+        text(&["n", "m"]),
+        labels(["zone", "role"]),
+        btree_set(address(&NODE_ADDRESSES), 0..3),
+        btree_set(block(&POD_RANGES), 0..3),
+    )
+        .prop_map(|(name, labels, addresses, pod_ranges)| Node {
+            name,
+            labels,
+            addresses,
+            pod_ranges,
+        })
+}
+
+/// Any object.
+pub fn object() -> impl Strategy<Value = Object> {
+    prop_oneof![
+        2 => namespace().prop_map(Object::Namespace),
+        6 => workload().prop_map(Object::Workload),
+        2 => node().prop_map(Object::Node),
+        6 => policy().prop_map(Object::Policy),
+    ]
+}
+
+/// A cluster: objects with names of their own.
+pub fn cluster() -> impl Strategy<Value = Vec<Object>> {
+    let parts = (
+        vec(namespace(), 0..3),
+        vec(workload(), 2..12),
+        vec(node(), 0..3),
+        vec(policy(), 0..12),
+    );
+    parts.prop_map(|(namespaces, workloads, nodes, policies)| {
+        let namespaces = namespaces.into_iter().map(Object::Namespace);
+        let workloads = workloads.into_iter().map(Object::Workload);
+        let nodes = nodes.into_iter().map(Object::Node);
+        let policies = policies.into_iter().map(Object::Policy);
+        distinct(namespaces.chain(workloads).chain(nodes).chain(policies))
+    })
+}
+
+/// The first object of each name.
+fn distinct(objects: impl Iterator<Item = Object>) -> Vec<Object> {
+    let mut seen = BTreeSet::new();
+    objects.filter(|object| seen.insert(object.key())).collect()
+}
+
+/// One step of a history: several events at once.
+pub fn step() -> impl Strategy<Value = Vec<Event>> {
+    let event = prop_oneof![
+        20 => object().prop_map(Event::Upsert),
+        10 => object().prop_map(|object| Event::Delete(object.key())),
+        1 => cluster().prop_map(Event::Resync),
+    ];
+    vec(event, 1..4)
+}
+
+/// A cluster and what happens to it.
+pub fn history() -> impl Strategy<Value = (Vec<Object>, Vec<Vec<Event>>)> {
+    (cluster(), vec(step(), 1..12))
+}
+
+/// The objects that are there after an event.
+pub fn after(objects: &mut Vec<Object>, event: &Event) {
+    match event {
+        Event::Upsert(object) => {
+            objects.retain(|other| other.key() != object.key());
+            objects.push(object.clone());
+        }
+        Event::Delete(key) => objects.retain(|object| object.key() != *key),
+        Event::Resync(all) => objects.clone_from(all),
+    }
+}
+
+/// As many cases as `PROPTEST_CASES` says (256 by default), times a factor for properties that are cheap to check. Failing
+/// seeds are not kept in files: what a failure taught becomes a test with a name.
+pub fn times(factor: u32) -> ProptestConfig {
+    let usual = ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    ProptestConfig {
+        cases: usual.cases.saturating_mul(factor),
+        ..usual
+    }
+}
+
+/// A connection, drawn before the cluster is known: [`Draw::probe`] makes it one of that cluster.
+#[derive(Clone, Debug)]
+pub struct Draw {
+    ends: [proptest::sample::Index; 2],
+    traffic: (u8, u16),
+    shadow: bool,
+    /// Which guards hold, by their place in [`oracle::guards`].
+    guards: u64,
+}
+
+/// Draws a connection.
+pub fn draw() -> impl Strategy<Value = Draw> {
+    let protocol = prop_oneof![4 => Just(6u8), 2 => Just(17u8), 1 => Just(132u8), 1 => select(&[1u8, 58, 47][..])];
+    let port = prop_oneof![4 => select(&PORTS[..]), 1 => select(&[0u16, 1, 52, 54, 79, 82, 442, 444, 8081, 65535][..])];
+    (
+        any::<[proptest::sample::Index; 2]>(),
+        (protocol, port),
+        any::<bool>(),
+        any::<u64>(),
+    )
+        .prop_map(|(ends, traffic, shadow, guards)| Draw {
+            ends,
+            traffic,
+            shadow,
+            guards,
+        })
+}
+
+impl Draw {
+    /// The connection in this cluster.
+    pub fn probe(&self, objects: &[Object]) -> Probe {
+        let zone = Zone(0);
+        let pods = objects.iter().flat_map(|object| match object {
+            Object::Workload(it) if it.zone == zone => it
+                .addresses
+                .iter()
+                .map(|address| End::workload(it.key.clone(), *address))
+                .collect(),
+            _ => Vec::new(),
+        });
+        let addresses = POD_ADDRESSES.iter().chain(&NODE_ADDRESSES).chain(&OTHER_ADDRESSES);
+        let addresses = addresses.filter_map(|text| parse(text)).map(End::address);
+        // Pods three times, so that half of the connections have one at each end.
+        let pods: Vec<End> = pods.collect();
+        let ends: Vec<End> = pods
+            .iter()
+            .cycle()
+            .take(pods.len() * 3)
+            .cloned()
+            .chain(addresses)
+            .collect();
+        let [from, to] = self.ends.clone().map(|index| index.get(&ends).clone());
+        let (protocol, port) = self.traffic;
+        let mode = if self.shadow { Mode::Shadow } else { Mode::Enforce };
+        Probe {
+            zone,
+            from,
+            to,
+            protocol,
+            port,
+            mode,
+        }
+    }
+
+    /// Which guards of this cluster hold.
+    pub fn holding(&self, objects: &[Object]) -> BTreeSet<Guard> {
+        let guards = oracle::guards(objects).into_iter().enumerate();
+        guards
+            .filter(|(at, _)| self.guards >> (at % 64) & 1 == 1)
+            .map(|(_, guard)| guard)
+            .collect()
+    }
+}
