@@ -1,0 +1,207 @@
+//! The one owner of the compiler: takes batches and announcements in their order, publishes a world after each.
+
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+use bulkhead_policy::{
+    compiler::Compiler,
+    digest::Digest,
+    model::{Event, Object, ObjectKey, Policy, PolicyKey},
+    state::State,
+};
+use bulkhead_proto::v1::{self, announcement_result::Rejection};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    facts::Facts,
+    source::Batch,
+    world::{PolicyEntry, World},
+};
+
+/// What the engine is asked to take.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A source's news.
+    Batch(Batch),
+    /// Everything a node announces; the answer is what was not believed.
+    Announce {
+        /// Node.
+        node: String,
+        /// Its endpoints.
+        endpoints: Vec<v1::AnnouncedEndpoint>,
+        /// Where the answer goes.
+        answer: oneshot::Sender<Vec<Rejection>>,
+    },
+}
+
+/// Compiler, facts and the newest world.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    compiler: Compiler,
+    facts: Facts,
+    policies: BTreeMap<PolicyKey, PolicyEntry>,
+    source: Batch,
+    worlds: watch::Sender<Arc<World>>,
+}
+
+impl Engine {
+    /// An engine that has seen nothing; the receiver's world has revision 0.
+    pub(crate) fn new() -> (Self, watch::Receiver<Arc<World>>) {
+        let (worlds, receiver) = watch::channel(Arc::new(World::default()));
+        let source = Batch {
+            events: Vec::new(),
+            diagnostics: Vec::new(),
+            unknown: Vec::new(),
+            seen: Instant::now(),
+        };
+        let engine = Self {
+            compiler: Compiler::default(),
+            facts: Facts::default(),
+            policies: BTreeMap::new(),
+            source,
+            worlds,
+        };
+        (engine, receiver)
+    }
+
+    /// Works until nobody asks any more. Blocks.
+    pub(crate) fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+        while let Some(input) = inputs.blocking_recv() {
+            match input {
+                Input::Batch(batch) => self.batch(batch),
+                Input::Announce {
+                    node,
+                    endpoints,
+                    answer,
+                } => {
+                    let (events, rejected) = self.facts.announce(&node, endpoints);
+                    self.compile(&events, Instant::now(), Some(&node));
+                    // A node that left meanwhile does not want the answer.
+                    drop(answer.send(rejected));
+                }
+            }
+        }
+    }
+
+    fn batch(&mut self, mut batch: Batch) {
+        let events = self.facts.take(std::mem::take(&mut batch.events));
+        let seen = batch.seen;
+        self.source = batch;
+        self.compile(&events, seen, None);
+    }
+
+    /// `announcer` is set for the events of an announcement, which never begin a world: sources do.
+    fn compile(&mut self, events: &[Event], seen: Instant, announcer: Option<&str>) {
+        let begin = Instant::now();
+        let old = Arc::clone(&self.worlds.borrow());
+        let changes = self.compiler.apply(events);
+        let revision = old.revision + 1;
+        let policies_changed = self.take_policies(events, revision, seen);
+        let mut world = old.next(self.compiler.state(), &changes.delta);
+        if !changes.delta.is_empty() || policies_changed || (old.revision == 0 && announcer.is_none()) {
+            world.revision = revision;
+        }
+        if policies_changed {
+            world.policies = Arc::new(self.policies.clone());
+        }
+        let mut diagnostics = self.source.diagnostics.clone();
+        diagnostics.extend(changes.diagnostics.iter().cloned());
+        diagnostics.sort();
+        diagnostics.dedup();
+        if let Some(node) = announcer {
+            world.announced.insert(node.to_owned(), self.facts.announced_by(node));
+        }
+        for found in diagnostics
+            .iter()
+            .filter(|found| old.diagnostics.binary_search(found).is_err())
+        {
+            tracing::warn!("{found}");
+        }
+        world.diagnostics = Arc::new(diagnostics);
+        world.unknown = Arc::new(self.source.unknown.clone());
+        world.sizes = self.sizes();
+        if world.revision != old.revision {
+            tracing::info!(
+                revision = world.revision,
+                events = events.len(),
+                upserts = changes.delta.upserts.len(),
+                removes = changes.delta.removes.len(),
+                milliseconds = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
+                "compiled"
+            );
+        }
+        self.worlds.send_replace(Arc::new(world));
+    }
+
+    /// Notes the versions of policies; true when one is new, changed or gone.
+    fn take_policies(&mut self, events: &[Event], revision: u64, seen: Instant) -> bool {
+        let mut changed = false;
+        for event in events {
+            match event {
+                Event::Upsert(Object::Policy(policy)) => changed |= self.take_policy(policy, revision, seen),
+                Event::Delete(ObjectKey::Policy(key)) => changed |= self.policies.remove(key).is_some(),
+                Event::Resync(objects) => {
+                    let policies = objects.iter().filter_map(|object| match object {
+                        Object::Policy(policy) => Some((&policy.key, policy)),
+                        _ => None,
+                    });
+                    let policies: BTreeMap<_, _> = policies.collect();
+                    let before = self.policies.len();
+                    self.policies.retain(|key, _| policies.contains_key(key));
+                    changed |= self.policies.len() != before;
+                    for policy in policies.into_values() {
+                        changed |= self.take_policy(policy, revision, seen);
+                    }
+                }
+                Event::Upsert(_) | Event::Delete(_) => {}
+            }
+        }
+        changed
+    }
+
+    fn take_policy(&mut self, policy: &Policy, revision: u64, seen: Instant) -> bool {
+        let spec_digest = spec_digest(policy);
+        let generation = policy.generation;
+        let same = |old: &PolicyEntry| old.spec_digest == spec_digest && old.generation == generation;
+        if self.policies.get(&policy.key).is_some_and(same) {
+            return false;
+        }
+        self.policies.insert(
+            policy.key.clone(),
+            PolicyEntry {
+                generation,
+                spec_digest,
+                revision,
+                seen,
+            },
+        );
+        true
+    }
+
+    fn sizes(&self) -> v1::IndexSizes {
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let State {
+            identities,
+            bindings,
+            networks,
+            rulesets,
+            endpoints,
+        } = self.compiler.state();
+        let mut sizes = v1::IndexSizes {
+            policies: count(self.policies.len()),
+            identities: count(identities.len()),
+            bindings: count(bindings.len()),
+            networks: count(networks.len()),
+            rulesets: count(rulesets.len()),
+            ruleset_entries: count(rulesets.values().map(|ruleset| ruleset.entries.len()).sum()),
+            endpoints: count(endpoints.len()),
+            ..v1::IndexSizes::default()
+        };
+        self.facts.sizes(&mut sizes);
+        sizes
+    }
+}
+
+/// Names a version of a policy. The debug form has every field in a fixed order, and versions live no longer than the process.
+fn spec_digest(policy: &Policy) -> Digest {
+    Digest::of("bulkhead.dev/policy/v1", [format!("{policy:?}").as_bytes()])
+}

@@ -1,0 +1,148 @@
+//! What a node says is believed only where the declared pod lets it.
+
+use bulkhead_policy::model::{Attachment, Zone};
+
+use super::*;
+
+fn workload(name: &str, node: &str, uid: &str, addresses: &[&str]) -> Workload {
+    Workload {
+        key: WorkloadKey {
+            namespace: "shop".into(),
+            name: name.into(),
+        },
+        uid: uid.into(),
+        labels: BTreeMap::new(),
+        service_account: "default".into(),
+        node: Some(node.into()),
+        addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        zone: Zone(0),
+        named_ports: Vec::new(),
+        attachment: Attachment::default(),
+        image_class: 0,
+    }
+}
+
+fn facts(workloads: &[Workload]) -> Facts {
+    let mut facts = Facts::default();
+    let node = Node {
+        name: "n1".into(),
+        labels: BTreeMap::new(),
+        addresses: BTreeSet::from(["192.0.2.1".parse().unwrap()]),
+        pod_ranges: BTreeSet::from(["10.1.0.0/16".parse().unwrap(), "192.0.2.0/24".parse().unwrap()]),
+    };
+    let mut events = vec![Event::Upsert(Object::Node(node))];
+    events.extend(
+        workloads
+            .iter()
+            .cloned()
+            .map(|workload| Event::Upsert(Object::Workload(workload))),
+    );
+    facts.take(events);
+    facts
+}
+
+fn says(name: &str, uid: &str, addresses: &[&str]) -> v1::AnnouncedEndpoint {
+    let bytes = |address: &&str| bulkhead_proto::convert::address_to_bytes(address.parse().unwrap());
+    v1::AnnouncedEndpoint {
+        workload: Some(v1::WorkloadName {
+            namespace: "shop".into(),
+            name: name.into(),
+        }),
+        pod_uid: uid.into(),
+        addresses: addresses.iter().map(bytes).collect(),
+        ..v1::AnnouncedEndpoint::default()
+    }
+}
+
+/// Addresses of the workloads in the events.
+fn shared(events: &[Event]) -> Vec<(String, Vec<String>)> {
+    let one = |event: &Event| match event {
+        Event::Upsert(Object::Workload(workload)) => (
+            workload.key.name.clone(),
+            workload.addresses.iter().map(ToString::to_string).collect(),
+        ),
+        other => panic!("{other:?}"),
+    };
+    events.iter().map(one).collect()
+}
+
+#[test]
+fn an_address_the_api_does_not_show_yet_is_shared() {
+    let mut facts = facts(&[workload("a", "n1", "u1", &[])]);
+    let (events, rejected) = facts.announce("n1", vec![says("a", "u1", &["10.1.0.5"])]);
+    assert!(rejected.is_empty(), "{rejected:?}");
+    assert_eq!(shared(&events), [("a".to_owned(), vec!["10.1.0.5".to_owned()])]);
+    assert_eq!(facts.announced_by("n1"), 1);
+    let (events, _) = facts.announce("n1", vec![says("a", "u1", &["10.1.0.5"])]);
+    assert!(events.is_empty(), "said before");
+    let declared = Event::Upsert(Object::Workload(workload("a", "n1", "u1", &["10.1.0.6"])));
+    let events = facts.take(vec![declared]);
+    assert_eq!(
+        shared(&events),
+        [("a".to_owned(), vec!["10.1.0.6".to_owned()])],
+        "the declaration counts"
+    );
+    let events = facts.take(vec![Event::Upsert(Object::Workload(workload("a", "n1", "u2", &[])))]);
+    assert_eq!(
+        shared(&events),
+        [("a".to_owned(), vec![])],
+        "another pod of the same name has nothing of the old one"
+    );
+}
+
+#[test]
+fn what_is_not_announced_any_more_is_gone() {
+    let mut facts = facts(&[workload("a", "n1", "", &[]), workload("b", "n1", "", &[])]);
+    let both = vec![says("a", "", &["10.1.0.5"]), says("b", "", &["10.1.0.6"])];
+    assert_eq!(facts.announce("n1", both).0.len(), 2);
+    let (events, _) = facts.announce("n1", vec![says("b", "", &["10.1.0.6"])]);
+    assert_eq!(shared(&events), [("a".to_owned(), vec![])]);
+}
+
+#[test]
+fn lies_are_refused_with_their_reason() {
+    let workloads = [
+        workload("a", "n1", "u1", &["10.1.0.5"]),
+        workload("bare", "n1", "u2", &[]),
+        workload("far", "n2", "u3", &[]),
+    ];
+    let cases = [
+        (says("ghost", "", &[]), "no such pod is declared"),
+        (says("far", "u3", &["10.1.0.9"]), "the pod is on n2, not on n1"),
+        (says("a", "u9", &["10.1.0.5"]), "the pod's uid is u1, not u9"),
+        (
+            says("a", "u1", &["10.1.0.9"]),
+            "10.1.0.9 is not an address of the pod, which has 10.1.0.5",
+        ),
+        (
+            says("bare", "u2", &["10.9.0.1"]),
+            "10.9.0.1 is in none of the pod ranges of node n1",
+        ),
+        (says("bare", "u2", &["10.1.0.5"]), "10.1.0.5 belongs to pod shop/a"),
+        (says("bare", "u2", &["192.0.2.1"]), "192.0.2.1 belongs to node n1"),
+    ];
+    for (endpoint, reason) in cases {
+        let (events, rejected) = facts(&workloads).announce("n1", vec![endpoint]);
+        assert!(events.is_empty(), "{events:?}");
+        assert_eq!(rejected.len(), 1);
+        assert_eq!(rejected[0].reason, reason);
+    }
+    let mut broken = says("a", "u1", &[]);
+    broken.addresses = vec![vec![1, 2, 3]];
+    let (_, rejected) = facts(&workloads).announce("n1", vec![broken]);
+    assert!(
+        rejected[0].reason.contains("3 bytes instead of 4 or 16"),
+        "{rejected:?}"
+    );
+}
+
+#[test]
+fn two_nodes_cannot_claim_one_address() {
+    let mut second = workload("b", "n2", "", &[]);
+    second.key.name = "b".into();
+    let mut facts = facts(&[workload("a", "n1", "", &[]), second]);
+    assert_eq!(facts.announce("n1", vec![says("a", "", &["10.1.0.5"])]).0.len(), 1);
+    let (events, rejected) = facts.announce("n2", vec![says("b", "", &["10.1.0.5"])]);
+    assert!(events.is_empty());
+    assert_eq!(rejected[0].reason, "10.1.0.5 belongs to pod shop/a, as node n1 says");
+}

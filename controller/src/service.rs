@@ -1,0 +1,99 @@
+//! The gRPC services: the node stream's first message, and status.
+
+use std::{sync::Arc, time::Duration};
+
+use bulkhead_proto::{
+    PROTOCOL_VERSION,
+    v1::{self, controller_service_server::ControllerService, node_message, node_service_server::NodeService},
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{engine::Input, registry::Registry, session::Session, status, world::World};
+
+/// Messages waiting for the transport. Few: chunks are large, and what waits here is not newer than what is sent next.
+const OUTBOUND: usize = 4;
+/// A stream that says nothing for so long after it was opened is closed.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest node name, that of a DNS name.
+const NODE_NAME_MAX: usize = 253;
+
+/// Both services.
+#[derive(Clone, Debug)]
+pub(crate) struct Service {
+    pub(crate) registry: Registry,
+    pub(crate) engine: mpsc::Sender<Input>,
+    pub(crate) worlds: watch::Receiver<Arc<World>>,
+    pub(crate) stop: watch::Receiver<bool>,
+    pub(crate) about: Arc<status::About>,
+}
+
+async fn hello(inbound: &mut Streaming<v1::NodeMessage>) -> Result<v1::Hello, Status> {
+    let first = tokio::time::timeout(HELLO_TIMEOUT, inbound.message()).await;
+    let first = first.map_err(|_| Status::deadline_exceeded("no Hello within 10 s"))??;
+    let Some(node_message::Message::Hello(hello)) = first.and_then(|first| first.message) else {
+        return Err(Status::invalid_argument("the first message of a node is Hello"));
+    };
+    if hello.protocol != PROTOCOL_VERSION {
+        return Err(Status::failed_precondition(format!(
+            "the agent speaks protocol {}, this controller {PROTOCOL_VERSION}; upgrade the older one",
+            hello.protocol
+        )));
+    }
+    if hello.node.is_empty() || hello.node.len() > NODE_NAME_MAX {
+        return Err(Status::invalid_argument(format!(
+            "field node: a name of 1 to {NODE_NAME_MAX} bytes is needed"
+        )));
+    }
+    Ok(hello)
+}
+
+#[tonic::async_trait]
+impl NodeService for Service {
+    type ConnectStream = ReceiverStream<Result<v1::ControllerMessage, Status>>;
+
+    async fn connect(
+        &self,
+        request: Request<Streaming<v1::NodeMessage>>,
+    ) -> Result<Response<Self::ConnectStream>, Status> {
+        let mut inbound = request.into_inner();
+        let hello = hello(&mut inbound).await?;
+        let seat = self
+            .registry
+            .enter(&hello.node, &hello.agent_version, &hello.layout)
+            .map_err(|error| Status::resource_exhausted(error.to_string()))?;
+        tracing::info!(
+            node = hello.node,
+            version = hello.agent_version,
+            layout = hello.layout,
+            holds = hello.held.as_ref().map_or(0, |held| held.revision),
+            "node connected"
+        );
+        let (outbound, stream) = mpsc::channel(OUTBOUND);
+        let mut session = Session::new(seat, &hello, self.engine.clone(), self.worlds.clone(), outbound);
+        session.greet(v1::Welcome {
+            controller_version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: PROTOCOL_VERSION,
+            instance: self.about.instance.clone(),
+        });
+        // Ends with the stream or at shutdown; a panic in it takes its own stream with it and nothing else.
+        drop(tokio::spawn(session.run(inbound, self.stop.clone())));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+#[tonic::async_trait]
+impl ControllerService for Service {
+    async fn get_status(
+        &self,
+        _request: Request<v1::GetControllerStatusRequest>,
+    ) -> Result<Response<v1::ControllerStatus>, Status> {
+        let world = Arc::clone(&self.worlds.borrow());
+        Ok(Response::new(status::status(
+            &self.about,
+            &world,
+            &self.registry.nodes(),
+        )))
+    }
+}
