@@ -35,9 +35,11 @@ pub(crate) enum Phase {
     Ranges,
     /// Entries that cannot be observed yet.
     Rules,
+    /// Endpoints that are gone go, and devices that are not an endpoint's any more.
+    Down,
     /// Addresses and networks go to their transition identities.
     Transition,
-    /// Endpoints flip, or go.
+    /// Endpoints flip.
     Flips,
     /// Addresses and networks go to their new identities.
     Bindings,
@@ -109,7 +111,7 @@ impl Kernel {
             slot_names: Tracked::default(),
             slot_of: Tracked::default(),
             slots_of: Tracked::default(),
-            sets: PortSets::default(),
+            sets: PortSets::empty(),
             entries: Tracked::default(),
             by_peer: Tracked::default(),
             addresses: Tracked::default(),

@@ -4,12 +4,13 @@
 //! tuple exactly as before the plan or exactly as after it, whatever the plan batches.
 //!
 //! 1. names, port sets, rules of new rulesets, entries for new identities: nothing of it can be observed yet
-//! 2. where endpoints flip and bindings change at once: addresses and networks go to transition identities (X → Y), of
+//! 2. endpoints that are gone are taken down
+//! 3. where endpoints flip and bindings change at once: addresses and networks go to transition identities (X → Y), of
 //!    which rulesets that are left say what they say of X, and rulesets that are entered what they say of Y
-//! 3. endpoints flip, one 8-byte store each; endpoints that are gone go
-//! 4. addresses and networks go to their new identities; epochs rise
-//! 5. new endpoints go live
-//! 6. a barrier, then what nothing can reach is removed; its indices and numbers are used by later plans only
+//! 4. endpoints flip, one 8-byte store each
+//! 5. addresses and networks go to their new identities; epochs rise
+//! 6. new endpoints go live
+//! 7. a barrier, then what nothing can reach is removed; its indices and numbers are used by later plans only
 //!
 //! The planner is pure: it keeps a picture of the maps ([`kernel`]) and assumes that its plans are carried out. When a
 //! write fails, adopt the maps again: a full plan finds and frees what a cut-off one left behind.
@@ -20,6 +21,7 @@ mod dirty;
 mod dump;
 mod error;
 mod garbage;
+mod host;
 mod kernel;
 mod names;
 mod op;

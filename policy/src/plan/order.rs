@@ -54,8 +54,8 @@ impl Planner {
         self.find_changes(&dirty, &mut work);
         self.write_rulesets(&dirty, &mut work, &mut contents)?;
         let routes = self.find_routes(&mut work, &mut contents)?;
+        self.take_down(&dirty, &mut work, &routes);
         self.bind_early(&work, &routes, owner);
-        self.take_down(&dirty, &mut work);
         self.flip_all(&mut work, &routes);
         self.bind_late(&work, &routes);
         self.go_live(&work, &routes);
@@ -94,17 +94,30 @@ impl Planner {
         self.raise_epochs(Phase::Transition, &bound);
     }
 
-    /// Endpoints that are gone: no device leads to them, and their word is zero.
-    fn take_down(&mut self, dirty: &Dirty, work: &mut Work) {
+    /// Endpoints that are gone: no device leads to them, and their word is zero. Devices that are not an endpoint's any
+    /// more. Before everything else that can be seen, so that the rest need not care for them.
+    fn take_down(&mut self, dirty: &Dirty, work: &mut Work, routes: &Routes) {
         for slot in work.removed.clone() {
             for ifindex in self.kernel.devices_of(slot) {
-                self.kernel.set_device(Phase::Flips, ifindex, None);
+                self.kernel.set_device(Phase::Down, ifindex, None);
             }
             if let Some(config) = self.kernel.configs.get(&slot).copied() {
                 stale(work, &config);
             }
             if self.kernel.words.get(&slot).is_some_and(|word| word.config != 0) {
-                self.kernel.flip(Phase::Flips, slot, None);
+                self.kernel.flip(Phase::Down, slot, None);
+            }
+        }
+        for (slot, flip) in &routes.flips {
+            for ifindex in self.kernel.devices_of(*slot) {
+                if ifindex != flip.new.ifindex {
+                    self.kernel.set_device(Phase::Down, ifindex, None);
+                }
+            }
+            if bindings_change(work)
+                && let Some(narrowed) = flip.old.and_then(|old| narrowed(&old, &flip.new))
+            {
+                self.kernel.flip(Phase::Down, *slot, Some(narrowed));
             }
         }
         if dirty.everything {
@@ -116,21 +129,16 @@ impl Planner {
                 .map(|(ifindex, _)| *ifindex)
                 .collect();
             for ifindex in lost {
-                self.kernel.set_device(Phase::Flips, ifindex, None);
+                self.kernel.set_device(Phase::Down, ifindex, None);
             }
         }
     }
 
     fn flip_all(&mut self, work: &mut Work, routes: &Routes) {
-        let bindings_change = !work.addresses.is_empty() || !work.networks.is_empty();
+        let bindings_change = bindings_change(work);
         for (slot, flip) in &routes.flips {
             if let Some(old) = flip.old {
                 stale(work, &old);
-            }
-            for ifindex in self.kernel.devices_of(*slot) {
-                if ifindex != flip.new.ifindex {
-                    self.kernel.set_device(Phase::Flips, ifindex, None);
-                }
             }
             let now = if bindings_change {
                 before_bindings(flip)
@@ -210,21 +218,28 @@ fn stale(work: &mut Work, config: &Config) {
     work.stale_identities.insert(config.identity);
 }
 
-/// What a live endpoint is before bindings change: of its addresses, those that it had and keeps. A packet from or to a
-/// new address of its own is then judged only when all that is new is there.
+fn bindings_change(work: &Work) -> bool {
+    !work.addresses.is_empty() || !work.networks.is_empty()
+}
+
+/// The addresses an endpoint had and keeps.
+fn kept(old: &Config, new: &Config) -> Vec<Address> {
+    let stays = |address: &Address| addresses_of(new).any(|other| other == *address);
+    addresses_of(old).filter(stays).collect()
+}
+
+/// What an endpoint is that loses addresses, before bindings change: as it was, without them. `None` when it keeps all.
+fn narrowed(old: &Config, new: &Config) -> Option<Config> {
+    let mut config = *old;
+    set_addresses(&mut config, kept(old, new));
+    (config != *old).then_some(config)
+}
+
+/// What an endpoint is while bindings change: with the addresses that it had and keeps. A packet from or to a new address
+/// of its own is judged only when all that is new is there.
 fn before_bindings(flip: &Flip) -> Config {
     let Some(old) = flip.old else { return flip.new };
-    let had: Vec<Address> = addresses_of(&old).collect();
     let mut config = flip.new;
-    // Of two configurations that own the same addresses the order is the only difference, which nobody sees.
-    let kept: Vec<Address> = addresses_of(&flip.new)
-        .filter(|address| had.contains(address))
-        .collect();
-    if kept.len() == had.len() {
-        config.addresses = old.addresses;
-        config.address_count = old.address_count;
-    } else {
-        set_addresses(&mut config, kept);
-    }
+    set_addresses(&mut config, kept(&old, &flip.new));
     config
 }

@@ -100,7 +100,7 @@ struct Stored {
 }
 
 /// Everything in RANGES and ALTERNATIVES.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct PortSets {
     by_content: Tracked<Digest, u32>,
     sets: Tracked<u32, Stored>,
@@ -118,6 +118,23 @@ pub(crate) struct PortSets {
 }
 
 impl PortSets {
+    /// Nothing stored. Index 0 of ALTERNATIVES means "none".
+    pub(crate) fn empty() -> Self {
+        Self {
+            by_content: Tracked::default(),
+            sets: Tracked::default(),
+            cells: Tracked::default(),
+            alternatives: Tracked::default(),
+            rules: Tracked::default(),
+            range_extents: Extents::new(0, []),
+            alternative_extents: Extents::new(1, []),
+            freed_ranges: Vec::new(),
+            freed_alternatives: Vec::new(),
+            written_alternatives: Vec::new(),
+            written_ranges: Vec::new(),
+        }
+    }
+
     /// Name of the content of a set that RULES holds; `None` for one that was broken when it was adopted.
     pub(crate) fn content(&self, set: PortSet) -> Option<Digest> {
         self.stored(set).map(|stored| stored.content)

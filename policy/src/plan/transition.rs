@@ -94,9 +94,9 @@ impl Planner {
             if old != Some(new) {
                 routes.flips.insert(*slot, Flip { old, new });
             }
-            // What no device leads to judges nothing yet.
+            // What no device leads to judges nothing, nor does a device that is taken away first.
             if let Some(old) = old
-                && !self.kernel.devices_of(*slot).is_empty()
+                && self.kernel.devices.get(&new.ifindex) == Some(slot)
             {
                 routes.flip(&old, &new);
             }

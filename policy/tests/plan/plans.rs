@@ -1,0 +1,1 @@
+//! Plans for cases worth a name.
