@@ -1,0 +1,68 @@
+//! The vectors of `verdict` in the kernel: the object the agent embeds, judged packets through `BPF_PROG_TEST_RUN`,
+//! compared with the host packet by packet.
+
+mod support;
+
+use bulkhead_verdict::{
+    Verdict,
+    vectors::{self, Coverage, HOST_ONLY_REASONS, Step, Vector},
+};
+
+use crate::support::Machine;
+
+#[test]
+fn the_kernel_judges_as_the_host() {
+    let mut machine = match Machine::new() {
+        Ok(machine) => machine,
+        Err(why) => {
+            println!("SKIPPED: {why}");
+            return;
+        }
+    };
+    let (mut coverage, mut packets, mut told) = (Coverage::default(), 0, 0);
+    for vector in vectors::all() {
+        if let Some(why) = vector.host_only {
+            println!("host only: {}: {why}", vector.name);
+            told += 1;
+            continue;
+        }
+        packets += run(&mut machine, &vector, &mut coverage);
+    }
+    for (reason, why) in HOST_ONLY_REASONS {
+        println!("not in the kernel: {}: {why}", reason.name());
+    }
+    for (name, count) in &coverage.0 {
+        println!("{count:6}  {name}");
+    }
+    println!("{packets} packets; {told} vectors on the host only");
+    assert_eq!(coverage.holes(HOST_ONLY_REASONS), Vec::<String>::new(), "not reached in the kernel");
+}
+
+/// Runs one vector; the number of packets judged.
+fn run(machine: &mut Machine, vector: &Vector, coverage: &mut Coverage) -> u64 {
+    machine.fill(&vector.world);
+    let on_host = vectors::run(vector, Some(true));
+    let mut expected = on_host.iter().map(|(_, verdict)| *verdict);
+    let (mut packets, mut drops) = (0, 0);
+    for step in &vector.steps {
+        match step {
+            Step::Change(change) => machine.change(change),
+            Step::Packet(sent) => {
+                let verdict = machine.judge(sent.hook, sent.device, &sent.frame);
+                let place = format!("{}, packet {packets}", vector.name);
+                assert_eq!(Some(verdict), expected.next(), "{place}: kernel (left), host (right)");
+                assert_eq!(verdict, sent.expected, "{place}: kernel (left), expected (right)");
+                coverage.note(&vector.world, sent, verdict);
+                packets += 1;
+                drops += u64::from(!verdict.reason.passes());
+            }
+        }
+    }
+    assert_eq!(machine.counted_denials(), drops, "{}: every drop is in a record of BK_DENY", vector.name);
+    packets
+}
+
+#[test]
+fn scratch_of_another_build_is_no_verdict() {
+    assert_eq!(bulkhead_verdict::Scratch::verdict_in(&[0; 8]), None::<Verdict>);
+}
