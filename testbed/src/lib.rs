@@ -5,6 +5,7 @@
 //! are unique per run, and dropping the value removes everything.
 
 pub mod client;
+pub mod demo;
 pub mod frame;
 pub mod manifests;
 pub mod namespace;

@@ -1,12 +1,16 @@
 //! Real processes that the testbed started: their output, their end, and that they do not outlive us.
 
+use std::os::unix::process::CommandExt;
 use std::{
     collections::VecDeque,
     fs::{self, File},
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -15,8 +19,19 @@ use anyhow::{Context, Result, bail};
 
 use crate::sys;
 
+/// Set when the person wants an end: everything that waits gives up.
+pub static STOP: AtomicBool = AtomicBool::new(false);
+
+/// True when the person wants an end.
+pub fn stopped() -> bool {
+    STOP.load(Ordering::Acquire)
+}
+
 /// Lines of standard output kept; a test reads far fewer.
 const LINES_MAX: usize = 65_536;
+
+/// How long a waiting reader may take to see [`STOP`].
+const STOP_SEEN_WITHIN: Duration = Duration::from_millis(200);
 
 #[derive(Default)]
 struct Lines {
@@ -46,7 +61,9 @@ impl Running {
             .open(&log)
             .with_context(|| format!("opening {}", log.display()))?;
         sys::restore_end_signals(&mut command);
+        // A group of its own: Ctrl-C is for us, and we end the others in our order.
         let mut child = command
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(file)
@@ -123,11 +140,14 @@ impl Running {
                 bail!("{} ended: {}", self.name, self.log_tail());
             }
             let left = deadline.saturating_duration_since(Instant::now());
+            if stopped() {
+                bail!("interrupted");
+            }
             if left.is_zero() {
                 bail!("{}: no line within {within:?}: {}", self.name, self.log_tail());
             }
             lines = changed
-                .wait_timeout(lines, left)
+                .wait_timeout(lines, left.min(STOP_SEEN_WITHIN))
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
@@ -212,7 +232,7 @@ pub fn until<T>(within: Duration, mut look: impl FnMut() -> Option<T>) -> Option
         if let Some(value) = look() {
             return Some(value);
         }
-        if Instant::now() >= deadline {
+        if Instant::now() >= deadline || stopped() {
             return None;
         }
         thread::sleep(INTERVAL);

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Long enough for a loaded machine; nothing is asserted about it.
-const SETTLE_MAX: Duration = Duration::from_secs(60);
+const SETTLE_MAX: Duration = Duration::from_mins(1);
 const END_MAX: Duration = Duration::from_secs(10);
 
 /// A policy the controller was given, and which version.
