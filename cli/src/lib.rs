@@ -1,1 +1,10 @@
-//! cli: to be written.
+//! `bulkhead`, the command for people: what would be allowed, why, and what is wrong with a folder of policies.
+//!
+//! Each command is a module with its `Arguments` and a `run` that says with which status the process ends. A new one is a
+//! module here and a variant in `main.rs`.
+
+pub mod check;
+pub mod explain;
+pub mod manifests;
+pub mod simulate;
+pub mod table;

@@ -1,0 +1,45 @@
+//! The `bulkhead` command: parses the command line and hands over to one module per subcommand.
+
+use std::process::ExitCode;
+
+use bulkhead_cli::{check, explain, simulate};
+use clap::{Parser, Subcommand};
+
+/// Zero-trust microsegmentation for Kubernetes: see, ask and check what your network policies do.
+#[derive(Parser)]
+#[command(name = "bulkhead", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Say for a list of connections whether the policies in some manifests would allow them.
+    Simulate(simulate::Arguments),
+    /// Say why a connection would be allowed or denied: every tier, every policy, the rule that decides.
+    Explain(explain::Arguments),
+    /// Look for mistakes in manifests.
+    Check(check::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Simulate(arguments) => simulate::run(&arguments),
+        Command::Explain(arguments) => explain::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
+    };
+    result.unwrap_or_else(|error| {
+        // What reads our output went away (`bulkhead check | head`): that is no failure of ours to talk about.
+        if !error.chain().any(is_broken_pipe) {
+            eprintln!("bulkhead: {error:#}");
+        }
+        ExitCode::FAILURE
+    })
+}
+
+fn is_broken_pipe(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

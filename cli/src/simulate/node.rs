@@ -1,0 +1,165 @@
+//! The maps of nodes, written as an agent writes them: planned from the compiled state, carried out in memory.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    net::IpAddr,
+};
+
+use bulkhead_policy::{
+    model::WorkloadKey,
+    plan::{Limits, LocalEndpoint, LocalEndpoints, MapWriter as _, Names, PlanError, Planner},
+    state::State,
+};
+use bulkhead_verdict::{
+    host::{MemMaps, Probe},
+    maps::Hook,
+};
+use thiserror::Error;
+
+use super::answer::{EndAnswer, Verdict};
+
+/// Why the maps could not be written.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum WorldError {
+    /// The planner refused.
+    #[error("the policies do not fit a node that has pod {pod}")]
+    Plan {
+        /// A pod of the node.
+        pod: WorkloadKey,
+        /// Why.
+        #[source]
+        cause: PlanError,
+    },
+}
+
+/// A node's maps, and what the numbers in them mean.
+pub(super) struct Node {
+    maps: MemMaps,
+    names: Names,
+}
+
+/// Where a pod is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Seat {
+    /// Index of the node.
+    pub(super) node: usize,
+    /// Its device there.
+    ifindex: u32,
+}
+
+/// The nodes, and which pod is on which.
+#[derive(Default)]
+pub(super) struct Nodes {
+    nodes: Vec<Node>,
+    seats: BTreeMap<WorkloadKey, Seat>,
+}
+
+impl Nodes {
+    /// Puts all endpoints on as few nodes as hold them. Which node a pod is on makes no difference to what its rules say, so
+    /// pods that are not scheduled can be asked for too, and a cluster of small nodes costs one set of maps.
+    pub(super) fn new(state: &State) -> Result<Self, WorldError> {
+        let mut nodes = Self::default();
+        let limits = Limits::default();
+        let slots = usize::try_from(limits.endpoints).unwrap_or(usize::MAX);
+        let endpoints: Vec<&WorkloadKey> = state.endpoints.keys().collect();
+        let mut rest: Vec<&[&WorkloadKey]> = endpoints.chunks(slots.max(1)).rev().collect();
+        while let Some(part) = rest.pop() {
+            match node(state, part, limits) {
+                Ok(node) => nodes.add(node, part),
+                // The node does not hold them all: two nodes do, or say which pod alone is too much.
+                Err(PlanError::Capacity(_)) if part.len() > 1 => {
+                    let (first, second) = part.split_at(part.len() / 2);
+                    rest.extend([second, first]);
+                }
+                Err(cause) => {
+                    let pod = part.first().map_or_else(|| node_less(), |pod| (*pod).clone());
+                    return Err(WorldError::Plan { pod, cause });
+                }
+            }
+        }
+        Ok(nodes)
+    }
+
+    fn add(&mut self, node: Node, pods: &[&WorkloadKey]) {
+        let index = self.nodes.len();
+        self.seats.extend(
+            (1..)
+                .zip(pods)
+                .map(|(ifindex, pod)| ((*pod).clone(), Seat { node: index, ifindex })),
+        );
+        self.nodes.push(node);
+    }
+
+    /// Judges a connection's first packet at a pod's device; `None` when there is no such pod.
+    pub(super) fn judge(&self, hook: Hook, pod: &WorkloadKey, probe: &Probe) -> Option<EndAnswer> {
+        let seat = self.seats.get(pod)?;
+        let node = self.nodes.get(seat.node)?;
+        let verdict = node.maps.probe(hook, seat.ifindex, probe);
+        Some(EndAnswer {
+            verdict: if verdict.reason.passes() {
+                Verdict::Allowed
+            } else {
+                Verdict::Denied
+            },
+            rule: node.names.rule(verdict.rule).into_owned(),
+            reason: verdict.reason.name(),
+        })
+    }
+}
+
+fn node_less() -> WorkloadKey {
+    WorkloadKey {
+        namespace: String::new(),
+        name: String::new(),
+    }
+}
+
+/// A node that has these pods.
+fn node(state: &State, pods: &[&WorkloadKey], limits: Limits) -> Result<Node, PlanError> {
+    let mut local = LocalEndpoints::new();
+    for (ifindex, pod) in (1u32..).zip(pods) {
+        let [_, a, b, c] = ifindex.to_be_bytes();
+        let endpoint = LocalEndpoint {
+            ifindex,
+            mac: [2, 0, 0, a, b, c],
+            ..LocalEndpoint::default()
+        };
+        local.insert((*pod).clone(), endpoint);
+    }
+    let endpoints: BTreeMap<_, _> = state
+        .endpoints
+        .iter()
+        .filter(|(key, _)| local.contains_key(*key))
+        .map(|(key, endpoint)| (key.clone(), endpoint.clone()))
+        .collect();
+    let named: BTreeSet<_> = endpoints
+        .values()
+        .flat_map(|endpoint| [endpoint.egress, endpoint.ingress])
+        .collect();
+    let rulesets = state.rulesets.iter().filter(|(name, _)| named.contains(*name));
+    let part = State {
+        rulesets: rulesets.map(|(name, ruleset)| (*name, ruleset.clone())).collect(),
+        identities: state.identities.clone(),
+        bindings: state.bindings.clone(),
+        networks: state.networks.clone(),
+        endpoints,
+    };
+    let ops = Planner::new("simulate", limits).plan(&part, &local)?;
+    let (mut maps, mut names) = (MemMaps::default(), Names::default());
+    ops.iter().for_each(|op| names.observe(op));
+    maps.apply(&ops).unwrap_or_else(|never: Infallible| match never {});
+    Ok(Node { maps, names })
+}
+
+/// The connection's first packet.
+pub(super) fn first_packet(source: IpAddr, destination: IpAddr, protocol: u8, port: u16) -> Probe {
+    Probe {
+        source,
+        destination,
+        protocol,
+        port,
+        socket: false,
+    }
+}

@@ -1,0 +1,234 @@
+//! A cluster to ask questions about.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use bulkhead_crds::{HostPod, Lowered};
+use bulkhead_policy::{
+    model::{Object, Workload, WorkloadKey},
+    state::State,
+};
+use bulkhead_verdict::maps::Hook;
+
+use super::{
+    answer::Answer,
+    node::{Nodes, WorldError, first_packet},
+    question::{Name, Question, QuestionError, ip_protocol},
+    service::{Backend, Services},
+};
+
+/// A cluster: its maps on one side, what people call things on the other.
+pub struct World {
+    nodes: Nodes,
+    pods: BTreeMap<WorkloadKey, BTreeSet<IpAddr>>,
+    owners: BTreeMap<IpAddr, Vec<WorkloadKey>>,
+    host_pods: BTreeMap<WorkloadKey, HostPod>,
+    node_addresses: BTreeMap<String, BTreeSet<IpAddr>>,
+    ended: BTreeSet<WorkloadKey>,
+    services: Services,
+}
+
+/// An end that was found.
+struct End {
+    pod: Option<WorkloadKey>,
+    addresses: BTreeSet<IpAddr>,
+}
+
+/// A way a connection takes: from one address to another, and the pods that have them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Path {
+    /// Source.
+    pub source: IpAddr,
+    /// The pod that sends; `None` when the source is no pod.
+    pub from: Option<WorkloadKey>,
+    /// Destination.
+    pub destination: IpAddr,
+    /// The pod that receives; `None` when the destination is no pod.
+    pub to: Option<WorkloadKey>,
+    /// Destination port, after a Service's mapping.
+    pub port: u16,
+}
+
+/// Where a question leads.
+pub(crate) enum Route {
+    /// To one destination.
+    Direct(Path),
+    /// To a Service: one path for each backend, or why there is none.
+    Service {
+        /// `namespace/name`.
+        service: WorkloadKey,
+        paths: Result<Vec<Path>, String>,
+    },
+}
+
+impl World {
+    /// Writes the maps for a compiled state of these manifests.
+    ///
+    /// # Errors
+    /// When the policies do not fit the maps of a node.
+    pub fn new(lowered: Lowered, state: &State) -> Result<Self, WorldError> {
+        let nodes = Nodes::new(state)?;
+        let services = Services::new(&lowered.objects);
+        let mut world = Self {
+            nodes,
+            pods: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            host_pods: lowered.host_pods,
+            node_addresses: BTreeMap::new(),
+            ended: lowered.ended_pods,
+            services,
+        };
+        for object in lowered.objects {
+            match object {
+                Object::Workload(workload) => world.add(workload),
+                Object::Node(node) => drop(world.node_addresses.insert(node.name, node.addresses)),
+                _ => {}
+            }
+        }
+        Ok(world)
+    }
+
+    fn add(&mut self, workload: Workload) {
+        for address in &workload.addresses {
+            self.owners.entry(*address).or_default().push(workload.key.clone());
+        }
+        self.pods.insert(workload.key, workload.addresses);
+    }
+
+    /// Judges a new connection.
+    ///
+    /// # Errors
+    /// When an end is not known, has no address, or the ends have no family in common.
+    pub fn ask(&self, question: &Question) -> Result<Answer, QuestionError> {
+        Ok(match self.route(question)? {
+            Route::Direct(path) => self.judge(&path, question),
+            Route::Service { service, paths } => match paths {
+                Ok(paths) => super::service::together(&service, paths.iter().map(|path| self.judge(path, question))),
+                Err(problem) => super::service::denied(&problem),
+            },
+        })
+    }
+
+    /// Judges a connection on its way.
+    pub(crate) fn judge(&self, path: &Path, question: &Question) -> Answer {
+        let probe = first_packet(path.source, path.destination, ip_protocol(question.protocol), path.port);
+        let at = |hook, pod: &Option<WorkloadKey>| pod.as_ref().and_then(|pod| self.nodes.judge(hook, pod, &probe));
+        Answer::of(at(Hook::FromPod, &path.from), at(Hook::ToPod, &path.to))
+    }
+
+    /// Where a question leads.
+    pub(crate) fn route(&self, question: &Question) -> Result<Route, QuestionError> {
+        let from = self.end(&question.from, "from")?;
+        let to = self.end(&question.to, "to")?;
+        let (source, destination) = common_family(&from.addresses, &to.addresses)?;
+        let frontend = if to.pod.is_none() {
+            self.services.at(destination)
+        } else {
+            None
+        };
+        let Some(service) = frontend else {
+            let port = question.port;
+            return Ok(Route::Direct(Path {
+                source,
+                from: from.pod,
+                destination,
+                to: to.pod,
+                port,
+            }));
+        };
+        let backends = self
+            .services
+            .backends(service, destination.is_ipv4(), question.port, question.protocol);
+        let path = |Backend { address, port }: Backend| Path {
+            source,
+            from: from.pod.clone(),
+            destination: address,
+            to: self.owners.get(&address).and_then(|owners| owners.first()).cloned(),
+            port,
+        };
+        let paths = backends.map(|backends| backends.into_iter().map(path).collect());
+        Ok(Route::Service {
+            service: service.key.clone(),
+            paths,
+        })
+    }
+
+    fn end(&self, name: &Name, field: &'static str) -> Result<End, QuestionError> {
+        match name {
+            Name::Address(address) => {
+                let owners = self.owners.get(address).map(Vec::as_slice).unwrap_or_default();
+                let pod = match owners {
+                    [] => None,
+                    [owner] => Some(owner.clone()),
+                    several => {
+                        let pods = several
+                            .iter()
+                            .map(ToString::to_string)
+                            .collect::<Vec<_>>()
+                            .join(" and ");
+                        return Err(QuestionError::Contested {
+                            field,
+                            address: *address,
+                            pods,
+                        });
+                    }
+                };
+                Ok(End {
+                    pod,
+                    addresses: BTreeSet::from([*address]),
+                })
+            }
+            Name::Pod(pod) => self.pod(pod, field),
+        }
+    }
+
+    fn pod(&self, pod: &WorkloadKey, field: &'static str) -> Result<End, QuestionError> {
+        let end = if let Some(addresses) = self.pods.get(pod) {
+            End {
+                pod: Some(pod.clone()),
+                addresses: addresses.clone(),
+            }
+        } else if let Some(host) = self.host_pods.get(pod) {
+            let of_node = || {
+                host.node
+                    .as_ref()
+                    .and_then(|node| self.node_addresses.get(node))
+                    .cloned()
+            };
+            let addresses = if host.addresses.is_empty() {
+                of_node().unwrap_or_default()
+            } else {
+                host.addresses.clone()
+            };
+            End { pod: None, addresses }
+        } else if self.ended.contains(pod) {
+            return Err(QuestionError::EndedPod {
+                field,
+                pod: pod.clone(),
+            });
+        } else {
+            return Err(QuestionError::UnknownPod {
+                field,
+                pod: pod.clone(),
+            });
+        };
+        if end.addresses.is_empty() {
+            return Err(QuestionError::NoAddress {
+                field,
+                pod: pod.clone(),
+            });
+        }
+        Ok(end)
+    }
+}
+
+/// Addresses of the family both ends have, IPv4 first.
+fn common_family(from: &BTreeSet<IpAddr>, to: &BTreeSet<IpAddr>) -> Result<(IpAddr, IpAddr), QuestionError> {
+    let pair = |v4: bool| {
+        let of_family = |all: &BTreeSet<IpAddr>| all.iter().find(|address| address.is_ipv4() == v4).copied();
+        of_family(from).zip(of_family(to))
+    };
+    pair(true).or_else(|| pair(false)).ok_or(QuestionError::NoCommonFamily)
+}
