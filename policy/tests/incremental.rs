@@ -29,7 +29,8 @@ proptest! {
             mirror.apply(changes.delta).expect("a delta fits the state it was made for");
             events.iter().for_each(|event| after(&mut objects, event));
             prop_assert_eq!(&mirror, compiler.state());
-            prop_assert_eq!(compiler.state(), Compiler::from_scratch(objects.clone()).state());
+            let scratch = Compiler::from_scratch(objects.clone());
+            prop_assert_eq!(compiler.state(), scratch.state());
         }
         same(compiler.state(), Compiler::from_scratch(objects).state())?;
     }
