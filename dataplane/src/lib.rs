@@ -1,3 +1,31 @@
 //! The node agent: loads the kernel programs, keeps their maps in step with the controller, reads what they saw.
-pub mod endpoints;
+//!
+//! ```text
+//! controller ─► stream ─► sync (plan, store, write, attach) ─► kernel (pinned maps, TCX links)
+//!     ▲           │            ▲ endpoints (devices)               │
+//!     └── acks ◄──┘                                                ▼
+//! people ◄─ server ◄────────── flows (names as of then) ◄── event ring, denials, flow tables
+//! ```
+
+pub mod agent;
+mod clock;
+mod endpoints;
+mod flows;
 pub mod kernel;
+mod names;
+mod server;
+mod store;
+mod stream;
+mod sync;
+
+/// An error with its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,2 +1,270 @@
-//! Local pods.
-pub(crate) mod netlink;
+//! Local pods and their devices: which are wanted, which are found, and what stands in the way of the others.
+
+mod find;
+mod netlink;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+    time::{Duration, Instant},
+};
+
+use bulkhead_policy::{
+    model::{Attachment, WorkloadKey},
+    plan::{LocalEndpoint, LocalEndpoints},
+    state::{Delta, Endpoint, Resource, ResourceName, State},
+};
+
+pub(crate) use self::{
+    find::Device,
+    netlink::LinkChanges,
+};
+use self::netlink::Netlink;
+
+/// First pause after a failure; it doubles up to [`RETRY_MAX`].
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+/// Time between looks at the addresses of devices that are found: a pod gets its link-local ones after it was attached.
+const REREAD: Duration = Duration::from_secs(5);
+/// Longest pause.
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// What the state says of an endpoint that bears on its device.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Wanted {
+    uid: String,
+    attachment: Attachment,
+}
+
+/// What is known of an endpoint's device.
+#[derive(Debug)]
+enum Found {
+    Device(Device),
+    /// Not found, or not attached.
+    Missing { why: String, pause: Duration, retry: Instant },
+}
+
+#[derive(Debug)]
+struct Entry {
+    wanted: Wanted,
+    found: Found,
+    /// End of the adoption window given to the device.
+    adopt_until: u64,
+}
+
+/// The endpoints of this node. One that cannot be found holds up none of the others.
+pub(crate) struct Endpoints {
+    here: Netlink,
+    entries: BTreeMap<WorkloadKey, Entry>,
+    /// Which endpoint a device is whose.
+    owners: HashMap<u32, WorkloadKey>,
+    /// Devices whose pod was said to have another one.
+    released: Vec<u32>,
+    reread: Instant,
+}
+
+impl Endpoints {
+    /// None yet; asks the namespace of the calling thread.
+    pub(crate) fn new() -> io::Result<Self> {
+        let here = Netlink::open()?;
+        Ok(Self { here, entries: BTreeMap::new(), owners: HashMap::new(), released: Vec::new(), reread: Instant::now() + REREAD })
+    }
+
+    /// Takes over what a state wants; looks for the devices of those that are new or changed.
+    pub(crate) fn replace(&mut self, state: &State, now: Instant) {
+        let gone: Vec<WorkloadKey> =
+            self.entries.keys().filter(|key| !state.endpoints.contains_key(*key)).cloned().collect();
+        gone.iter().for_each(|key| self.remove(key));
+        state.endpoints.iter().for_each(|(key, endpoint)| self.want(key, endpoint, now));
+    }
+
+    /// Takes over what a delta changes.
+    pub(crate) fn change(&mut self, delta: &Delta, now: Instant) {
+        for resource in &delta.upserts {
+            if let Resource::Endpoint(key, endpoint) = resource {
+                self.want(key, endpoint, now);
+            }
+        }
+        for name in &delta.removes {
+            if let ResourceName::Endpoint(key) = name {
+                self.remove(key);
+            }
+        }
+    }
+
+    fn want(&mut self, key: &WorkloadKey, endpoint: &Endpoint, now: Instant) {
+        let wanted = Wanted { uid: endpoint.uid.clone(), attachment: endpoint.attachment.clone() };
+        if self.entries.get(key).is_some_and(|entry| entry.wanted == wanted) {
+            return;
+        }
+        // The same pod, pointed to another device by who wrote its annotation: the old one is let go. Another pod of that
+        // name is no reason to: the old one may still run.
+        if let Some(Entry { wanted: before, found: Found::Device(device), .. }) = self.entries.get(key)
+            && before.uid == wanted.uid
+        {
+            self.released.push(device.ifindex);
+        }
+        self.remove(key);
+        let found = Found::Missing { why: String::new(), pause: RETRY_FIRST, retry: now };
+        self.entries.insert(key.clone(), Entry { wanted, found, adopt_until: 0 });
+        self.look(key, now);
+    }
+
+    fn remove(&mut self, key: &WorkloadKey) {
+        if let Some(Entry { found: Found::Device(device), .. }) = self.entries.remove(key) {
+            self.owners.remove(&device.ifindex);
+        }
+    }
+
+    /// Looks for one endpoint's device; true when it was found.
+    fn look(&mut self, key: &WorkloadKey, now: Instant) -> bool {
+        let Some(entry) = self.entries.get_mut(key) else { return false };
+        let why = match find::find(&mut self.here, &entry.wanted.attachment) {
+            Ok(device) => match self.owners.get(&device.ifindex) {
+                Some(owner) if owner != key => format!("device {}: is {owner}'s already", device.name),
+                _ => {
+                    self.owners.insert(device.ifindex, key.clone());
+                    entry.found = Found::Device(device);
+                    return true;
+                }
+            },
+            Err(error) => error.to_string(),
+        };
+        self.miss(key, why, now);
+        false
+    }
+
+    /// Notes that an endpoint has no usable device, and when to try again.
+    fn miss(&mut self, key: &WorkloadKey, why: String, now: Instant) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        let (pause, before) = match &entry.found {
+            Found::Missing { pause, why, .. } => (*pause, Some(why)),
+            Found::Device(device) => {
+                self.owners.remove(&device.ifindex);
+                (RETRY_FIRST, None)
+            }
+        };
+        if before != Some(&why) {
+            tracing::warn!(endpoint = %key, "not attached: {why}");
+        }
+        entry.found = Found::Missing { why, pause: (pause * 2).min(RETRY_MAX), retry: now + pause };
+    }
+
+    /// The device could not be attached: as if it had not been found.
+    pub(crate) fn failed(&mut self, key: &WorkloadKey, why: String, now: Instant) {
+        self.miss(key, why, now);
+    }
+
+    /// Looks at devices again: found ones may be gone, missing ones may have come. `all` = also those whose pause has not
+    /// passed. True when anything changed.
+    pub(crate) fn refresh(&mut self, all: bool, now: Instant) -> io::Result<bool> {
+        let mut changed = false;
+        if all {
+            let there: HashMap<u32, Option<u32>> =
+                self.here.links()?.into_iter().map(|link| (link.index, link.peer)).collect();
+            let gone: Vec<(WorkloadKey, String)> = self
+                .devices()
+                .filter(|(_, device)| there.get(&device.ifindex) != Some(&Some(device.peer)))
+                .map(|(key, device)| (key.clone(), device.name.clone()))
+                .collect();
+            for (key, name) in gone {
+                changed = true;
+                self.miss(&key, format!("device {name}: gone"), now);
+            }
+        }
+        if now >= self.reread {
+            self.reread = now + REREAD;
+            changed |= self.read_addresses();
+        }
+        let due = |entry: &Entry| matches!(entry.found, Found::Missing { retry, .. } if all || retry <= now);
+        let due: Vec<WorkloadKey> =
+            self.entries.iter().filter(|(_, entry)| due(entry)).map(|(key, _)| key.clone()).collect();
+        for key in due {
+            changed |= self.look(&key, now);
+        }
+        Ok(changed)
+    }
+
+    /// Reads the addresses of found devices again; true when any changed. The MAC stays the one the device was found with:
+    /// what a pod says later about itself is not news.
+    fn read_addresses(&mut self) -> bool {
+        let mut changed = false;
+        for entry in self.entries.values_mut() {
+            let Found::Device(device) = &mut entry.found else { continue };
+            if let Ok(now) = find::find(&mut self.here, &entry.wanted.attachment)
+                && now.ifindex == device.ifindex
+                && now.addresses != device.addresses
+            {
+                changed = true;
+                device.addresses = now.addresses;
+            }
+        }
+        changed
+    }
+
+    /// Devices that were let go since the last call and that nobody else took.
+    pub(crate) fn take_released(&mut self) -> Vec<u32> {
+        let mut released = std::mem::take(&mut self.released);
+        released.retain(|ifindex| !self.owners.contains_key(ifindex));
+        released
+    }
+
+    /// When to look again, if nothing happens before.
+    pub(crate) fn next_look(&self) -> Instant {
+        self.next_retry().map_or(self.reread, |retry| retry.min(self.reread))
+    }
+
+    fn next_retry(&self) -> Option<Instant> {
+        self.entries
+            .values()
+            .filter_map(|entry| match &entry.found {
+                Found::Missing { retry, .. } => Some(*retry),
+                Found::Device(_) => None,
+            })
+            .min()
+    }
+
+    /// Found devices.
+    pub(crate) fn devices(&self) -> impl Iterator<Item = (&WorkloadKey, &Device)> {
+        self.entries.iter().filter_map(|(key, entry)| match &entry.found {
+            Found::Device(device) => Some((key, device)),
+            Found::Missing { .. } => None,
+        })
+    }
+
+    /// An endpoint's device, or why it has none. `None` for an endpoint that is not wanted.
+    pub(crate) fn device(&self, key: &WorkloadKey) -> Option<Result<&Device, &str>> {
+        Some(match &self.entries.get(key)?.found {
+            Found::Device(device) => Ok(device),
+            Found::Missing { why, .. } => Err(why),
+        })
+    }
+
+    /// Opens the adoption window of devices that were at work before us: their connections are older than our flows.
+    pub(crate) fn open_adoption(&mut self, until: u64, known: &BTreeSet<u32>) {
+        for entry in self.entries.values_mut() {
+            if let Found::Device(device) = &entry.found
+                && !known.contains(&device.ifindex)
+            {
+                entry.adopt_until = until;
+            }
+        }
+    }
+
+    /// What the planner is to know.
+    pub(crate) fn local(&self) -> LocalEndpoints {
+        self.entries
+            .iter()
+            .filter_map(|(key, entry)| {
+                let Found::Device(device) = &entry.found else { return None };
+                let local = LocalEndpoint {
+                    uid: Some(entry.wanted.uid.clone()),
+                    ifindex: device.ifindex,
+                    mac: device.mac,
+                    addresses: device.addresses.clone(),
+                    adopt_until: entry.adopt_until,
+                };
+                Some((key.clone(), local))
+            })
+            .collect()
+    }
+}

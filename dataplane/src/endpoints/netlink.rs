@@ -19,10 +19,16 @@ use netlink_packet_route::{
     nsid::{NsidAttribute, NsidMessage},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    io::Errno,
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 
 /// Multicast group of link changes (`RTMGRP_LINK`).
 const LINK_CHANGES: u32 = 1;
+/// Longest time a waiter is not asked whether to stop.
+const WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 
 /// A network device.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -131,6 +137,16 @@ impl Netlink {
         self.link(message)
     }
 
+    /// Every device of this namespace.
+    pub(crate) fn links(&mut self) -> io::Result<Vec<Link>> {
+        let answers = self.request(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)?;
+        let link = |answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => Some(Link::from(link)),
+            _ => None,
+        };
+        Ok(answers.into_iter().filter_map(link).collect())
+    }
+
     /// Addresses of a device, in this namespace or the one of that number.
     pub(crate) fn addresses(&mut self, index: u32, namespace: Option<i32>) -> io::Result<Vec<IpAddr>> {
         let mut message = AddressMessage::default();
@@ -188,7 +204,7 @@ impl From<LinkMessage> for Link {
     }
 }
 
-/// Becomes readable when a device comes, goes or changes. What changed is not said: the reader looks for itself, so a
+/// Says when a device comes, goes or changes. What changed is not said: the reader looks for itself, so a
 /// lost notice costs nothing but a later look.
 pub(crate) struct LinkChanges {
     socket: Socket,
@@ -203,22 +219,23 @@ impl LinkChanges {
         Ok(Self { socket })
     }
 
-    /// Takes all notices there are; true if there was any (or some were lost).
-    pub(crate) fn drain(&self) -> io::Result<bool> {
+    /// Waits for notices, and takes all there are; false when none came for a while.
+    pub(crate) fn wait(&self) -> io::Result<bool> {
+        let mut poll = [PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::IN)];
+        match rustix::event::poll(&mut poll, Some(&WAIT)) {
+            Ok(0) | Err(Errno::INTR) => return Ok(false),
+            Ok(_) => {}
+            Err(error) => return Err(error.into()),
+        }
         let mut any = false;
         loop {
             match self.socket.recv_from_full() {
                 Ok(_) => any = true,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(any),
+                // Some were lost, so something changed.
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => any = true,
                 Err(error) => return Err(error),
             }
         }
-    }
-}
-
-impl std::os::fd::AsRawFd for LinkChanges {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.socket.as_raw_fd()
     }
 }

@@ -101,6 +101,14 @@ pub(crate) fn check_pins(folder: &Path) -> Result<bool, KernelError> {
     Ok(any)
 }
 
+/// An element that was taken out.
+#[derive(Debug)]
+pub(crate) struct Taken<V> {
+    pub(crate) value: V,
+    /// As the kernel had it: values with shared words cannot be turned back into bytes.
+    bytes: Vec<u8>,
+}
+
 /// A map whose key and value sizes have been checked against `K` and `V`.
 pub(crate) struct Table<K, V> {
     name: &'static str,
@@ -167,6 +175,20 @@ impl<K: IntoBytes + Immutable, V: FromBytes> Table<K, V> {
         let mut value = vec![0_u8; size_of::<V>()];
         let found = sys::lookup(self.fd(), key.as_bytes(), &mut value).map_err(self.error("reading an element of"))?;
         Ok(if found { V::read_from_bytes(&value).ok() } else { None })
+    }
+
+    /// Reads and removes the element of a key in one step of the kernel's.
+    pub(crate) fn take(&self, key: &K) -> Result<Option<Taken<V>>, KernelError> {
+        let mut bytes = vec![0_u8; size_of::<V>()];
+        let found =
+            sys::lookup_and_delete(self.fd(), key.as_bytes(), &mut bytes).map_err(self.error("taking an element of"))?;
+        let value = V::read_from_bytes(&bytes).ok();
+        Ok(if found { value.map(|value| Taken { value, bytes }) } else { None })
+    }
+
+    /// Puts back what was taken out by mistake, unless the key is in use again.
+    pub(crate) fn put_back(&self, key: &K, taken: &Taken<V>) -> Result<(), KernelError> {
+        sys::insert(self.fd(), key.as_bytes(), &taken.bytes).map_err(self.error("putting back an element of"))
     }
 
     /// Removes the element of a key; false when there was none.

@@ -5,12 +5,12 @@
 mod barrier;
 mod batch;
 mod bpffs;
-//mod dump;
+mod dump;
 mod maps;
 mod programs;
 mod ring;
 mod sys;
-//mod writer;
+mod writer;
 
 use std::{
     io,
@@ -24,10 +24,10 @@ use thiserror::Error;
 pub(crate) use self::{
     maps::Table,
     ring::EventRing,
-    //writer::{Fuse, Writer},
+    writer::Writer,
 };
 use self::{bpffs::Pins, maps::NetworkPrefix};
-pub use self::programs::Programs;
+pub use self::{programs::Programs, writer::Fuse};
 
 /// The kernel programs, as built with this crate.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/programs"));
@@ -244,8 +244,8 @@ impl Kernel {
         EventRing::open(&self.pins.folder)
     }
 
-    //W /// Who carries out a plan.
-    //W pub(crate) fn writer(&self, fuse: Fuse) -> Result<Writer, KernelError> {
-    //W     Writer::new(self.maps.clone(), fuse)
-    //W }
+    /// Who carries out a plan.
+    pub(crate) fn writer(&self, fuse: Fuse) -> Result<Writer, KernelError> {
+        Writer::new(self.maps.clone(), fuse)
+    }
 }

@@ -22,6 +22,7 @@ mod command {
     pub(super) const OBJ_PIN: libc::c_int = 6;
     pub(super) const OBJ_GET: libc::c_int = 7;
     pub(super) const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+    pub(super) const MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
     pub(super) const MAP_LOOKUP_BATCH: libc::c_int = 24;
     pub(super) const MAP_UPDATE_BATCH: libc::c_int = 26;
     pub(super) const MAP_DELETE_BATCH: libc::c_int = 27;
@@ -192,6 +193,24 @@ pub(crate) fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::R
     let mut element =
         Element { map: number(map), key: address(key), value: address_mut(value), ..Element::default() };
     absent_is_false(call(command::MAP_LOOKUP_ELEM, &mut element))
+}
+
+/// Reads and removes one element in one step; false when there is none.
+pub(crate) fn lookup_and_delete(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+    let mut element =
+        Element { map: number(map), key: address(key), value: address_mut(value), ..Element::default() };
+    absent_is_false(call(command::MAP_LOOKUP_AND_DELETE_ELEM, &mut element))
+}
+
+/// Writes one element unless the key has one.
+pub(crate) fn insert(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    const NO_EXIST: u64 = 1;
+    let mut element =
+        Element { map: number(map), key: address(key), value: address(value), flags: NO_EXIST, ..Element::default() };
+    match call(command::MAP_UPDATE_ELEM, &mut element) {
+        Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn absent_is_false(result: io::Result<libc::c_long>) -> io::Result<bool> {

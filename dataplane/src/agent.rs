@@ -1,0 +1,205 @@
+//! The whole agent: options, threads and tasks, and how it ends.
+
+use std::{
+    fs::File,
+    os::fd::AsFd,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{SyncSender, TrySendError, sync_channel},
+    },
+    thread::{self, JoinHandle},
+};
+
+use anyhow::{Context, Result};
+use bulkhead_proto::v1::agent_service_server::AgentServiceServer;
+use clap::Parser;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tokio_stream::wrappers::UnixListenerStream;
+
+use crate::{
+    clock,
+    endpoints::LinkChanges,
+    flows::{self, history},
+    kernel::{Fuse, Kernel},
+    names::{DeviceNames, Names},
+    server::{self, Agent},
+    store::Store,
+    stream::{Address, Connection, Stream},
+    sync::{self, Holding, Input, Sync},
+};
+
+/// Things the sync thread has not taken yet: one revision, one notice, and the questions of status readers.
+const QUEUE: usize = 64;
+
+/// Enforces Bulkhead's policies on the pods of this node. Enforcement goes on when the agent ends, however it ends.
+#[derive(Debug, Parser)]
+#[command(name = "bulkhead-agent", version)]
+pub struct Options {
+    /// Name of this node, as the controller knows it
+    #[arg(long, env = "BULKHEAD_NODE")]
+    node: String,
+    /// Where the controller listens: unix:/ABSOLUTE/PATH
+    #[arg(long, env = "BULKHEAD_CONTROLLER", default_value = "unix:/run/bulkhead/controller.sock")]
+    controller: Address,
+    /// Socket to serve flows, status and endpoints on (made with mode 0600)
+    #[arg(long, env = "BULKHEAD_SOCKET", default_value = "/run/bulkhead/agent.sock")]
+    socket: PathBuf,
+    /// Folder for pinned maps and links; a bpffs is mounted there if none is
+    #[arg(long, env = "BULKHEAD_BPFFS", default_value = "/run/bulkhead/bpf")]
+    bpffs: PathBuf,
+    /// Folder for the last state, which is used while the controller is away
+    #[arg(long, env = "BULKHEAD_STATE_DIR", default_value = "/var/lib/bulkhead")]
+    state_dir: PathBuf,
+    /// Network namespace to work in: where the host-side devices of pods are. Default: the agent's own
+    #[arg(long)]
+    netns: Option<PathBuf>,
+    /// For tests: kill this process after so many map writes
+    #[arg(long, hide = true)]
+    fail_after_writes: Option<u64>,
+}
+
+/// Enters the namespace, then runs until told to end.
+///
+/// # Errors
+/// Whatever makes it impossible to begin; later troubles are logged, shown in status and tried again.
+pub fn run(options: Options) -> Result<()> {
+    if let Some(path) = &options.netns {
+        // Before any thread is started: threads inherit it.
+        let file = File::open(path).with_context(|| format!("network namespace {}", path.display()))?;
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+            .with_context(|| format!("entering network namespace {}; is that file a namespace, and are you root?", path.display()))?;
+    }
+    let kernel = Kernel::open(&options.bpffs)?;
+    let listener = server::listen(&options.socket).with_context(|| format!("socket {}", options.socket.display()))?;
+    let parts = Parts::start(&options, kernel)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    let result = runtime.block_on(parts.serve(options, listener));
+    parts.end();
+    result
+}
+
+/// The threads, and what connects them to the tasks.
+struct Parts {
+    sync: SyncSender<Input>,
+    agent: Arc<Agent>,
+    holding: watch::Receiver<Holding>,
+    connection: watch::Sender<Connection>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Parts {
+    fn start(options: &Options, kernel: Kernel) -> Result<Self> {
+        let names = Arc::new(Names::default());
+        let devices = Arc::new(DeviceNames::default());
+        let history = Arc::new(history::History::new(history::LIMIT));
+        let counters = Arc::new(flows::Counters::default());
+        let stop = Arc::new(AtomicBool::new(false));
+        let (holding_sender, holding) = watch::channel(Holding::default());
+        let shared = sync::Shared {
+            names: names.clone(),
+            devices: devices.clone(),
+            holding: holding_sender,
+            usage: Arc::default(),
+        };
+        let usage = shared.usage.clone();
+        let maps = kernel.maps.clone();
+        let ring = kernel.events()?;
+        let writer = kernel.writer(Fuse(options.fail_after_writes))?;
+        let store = Store::open(&options.state_dir)?;
+        let state = Sync::start(&options.node, kernel, writer, store, shared)?;
+
+        let (sync, inputs) = sync_channel(QUEUE);
+        let syncing = thread::Builder::new().name("sync".to_owned()).spawn(move || state.run(&inputs))?;
+        let shared = flows::Shared {
+            names,
+            devices,
+            history: history.clone(),
+            counters: counters.clone(),
+            stop: stop.clone(),
+        };
+        let reader = flows::Reader::new(ring, maps.clone(), shared);
+        let reading = thread::Builder::new().name("flows".to_owned()).spawn(move || reader.run())?;
+        let (changes, notices, stopped) = (LinkChanges::open()?, sync.clone(), stop.clone());
+        let watching = thread::Builder::new()
+            .name("links".to_owned())
+            .spawn(move || watch_links(&changes, &notices, &stopped))?;
+        let (connection, connected) = watch::channel(Connection::default());
+        let agent = Arc::new(Agent {
+            node: options.node.as_str().into(),
+            started: clock::wall(),
+            history,
+            counters,
+            usage,
+            maps,
+            sync: sync.clone(),
+            holding: holding.clone(),
+            connection: connected,
+        });
+        Ok(Self { sync, agent, holding, connection, stop, threads: vec![syncing, reading, watching] })
+    }
+
+    /// Runs the tasks until a signal asks to end, or the sync thread is gone.
+    async fn serve(&self, options: Options, listener: std::os::unix::net::UnixListener) -> Result<()> {
+        let listener = tokio::net::UnixListener::from_std(listener).context("listening")?;
+        let mut terminate = signal(SignalKind::terminate()).context("waiting for signals")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("waiting for signals")?;
+        let stream = Stream {
+            node: options.node,
+            address: options.controller,
+            sync: self.sync.clone(),
+            holding: self.holding.clone(),
+            connection: self.connection.clone(),
+            from_scratch: false,
+        };
+        let service = AgentServiceServer::from_arc(self.agent.clone());
+        let server = tonic::transport::Server::builder()
+            .add_service(service)
+            .serve_with_incoming(UnixListenerStream::new(listener));
+        let mut holding = self.holding.clone();
+        let sync_gone = async move { while holding.changed().await.is_ok() {} };
+        tokio::select! {
+            result = server => result.context("serving the socket"),
+            () = stream.run() => Ok(()),
+            () = sync_gone => anyhow::bail!("the sync thread has ended: its last message above says why"),
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+        }
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        drop(self.sync.send(Input::Stop));
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread panicked");
+            }
+        }
+    }
+}
+
+/// Tells the sync thread when devices change, until told to stop.
+fn watch_links(changes: &LinkChanges, sync: &SyncSender<Input>, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        match changes.wait() {
+            Ok(false) => {}
+            // A full queue has work that looks at devices as well.
+            Ok(true) if !matches!(sync.try_send(Input::Links), Err(TrySendError::Disconnected(_))) => {}
+            Ok(true) => return,
+            Err(error) => {
+                tracing::error!("devices are not watched any more, they are looked at every few seconds: {error}");
+                return;
+            }
+        }
+    }
+}

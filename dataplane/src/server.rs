@@ -1,0 +1,300 @@
+//! `AgentService`: flows, status and endpoints for the people on this node.
+
+use std::{
+    fs, io,
+    os::unix::{fs::FileTypeExt, net::UnixListener},
+    path::Path,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::Ordering,
+        mpsc::{SyncSender, TrySendError},
+    },
+};
+
+use bulkhead_policy::plan::Usage;
+use bulkhead_proto::{
+    filter::Filters,
+    v1::{
+        AgentStatus, EndpointStatus, Flow, GetAgentStatusRequest, GetEndpointsRequest, GetEndpointsResponse,
+        GetFlowsRequest, GetFlowsResponse, LossPlace, LostFlows, MapUsage, VerdictCount, agent_service_server::AgentService,
+        get_flows_response,
+    },
+};
+use bulkhead_verdict::{
+    layout::{self, LAYOUT},
+    maps::Hook,
+    reason::Reason,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    clock,
+    flows::{
+        Counters,
+        history::{Batch, Entry, History, Loss},
+    },
+    kernel::Maps,
+    stream::Connection,
+    sync::{Holding, Input},
+};
+
+/// Entries read from the history at once.
+const BATCH: usize = 256;
+/// Responses on their way to one reader; a reader that takes none keeps its place in the history until that runs over it.
+const OUTBOX: usize = 64;
+
+/// What the service answers from.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    pub(crate) node: Arc<str>,
+    /// Wall nanoseconds.
+    pub(crate) started: u64,
+    pub(crate) history: Arc<History>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) usage: Arc<Mutex<Usage>>,
+    pub(crate) maps: Maps,
+    pub(crate) sync: SyncSender<Input>,
+    pub(crate) holding: watch::Receiver<Holding>,
+    pub(crate) connection: watch::Receiver<Connection>,
+}
+
+/// Listens on a socket that only root can open. Refuses to take the socket of an agent that answers.
+pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another agent answers there"));
+        }
+        fs::remove_file(path)?;
+    }
+    // No moment at which others could connect: the file is made with these permissions.
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(before);
+    let listener = listener?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// One reader's walk through the history.
+struct Walk {
+    node: Arc<str>,
+    history: Arc<History>,
+    filters: Filters,
+    since: u64,
+    position: u64,
+    /// Position behind the newest entry when the reader asked: what is missed before it is history's loss, after it the
+    /// reader's own.
+    asked_at: u64,
+    follow: bool,
+    outbox: mpsc::Sender<Result<GetFlowsResponse, Status>>,
+}
+
+impl Walk {
+    fn wanted(&self, entry: &Entry) -> Option<GetFlowsResponse> {
+        let response = match entry {
+            Entry::Record(record) if record.time < self.since => return None,
+            Entry::Record(record) => {
+                let flow: Flow = record.message(&self.node);
+                self.filters.matches(&flow).then_some(get_flows_response::Response::Flow(flow))?
+            }
+            Entry::Loss(loss) if loss.last < self.since => return None,
+            Entry::Loss(loss) => get_flows_response::Response::Lost(lost(loss)),
+        };
+        Some(GetFlowsResponse { response: Some(response) })
+    }
+
+    /// Moves the start so that only the newest `last` matching records follow.
+    fn skip_to_last(&mut self, last: u64) {
+        let (oldest, end) = self.history.range();
+        let mut found = 0_u64;
+        let mut start = end;
+        // Backwards in batches, until enough match.
+        while start > oldest && found < last {
+            let from = start.saturating_sub(u64::try_from(BATCH).unwrap_or(1)).max(oldest);
+            let count = usize::try_from(start.saturating_sub(from)).unwrap_or(BATCH);
+            let batch = self.history.read(from, count);
+            for entry in batch.entries.iter().rev() {
+                if found >= last {
+                    break;
+                }
+                start = start.saturating_sub(1);
+                if matches!(entry, Entry::Record(_)) && self.wanted(entry).is_some() {
+                    found = found.saturating_add(1);
+                }
+            }
+            start = if found >= last { start } else { from };
+        }
+        self.position = start;
+    }
+
+    /// Sends until the end, or for ever when following; ends early when the reader is gone.
+    async fn run(mut self) {
+        let mut watch = self.history.watch();
+        loop {
+            let asked_for = self.position;
+            let Batch { entries, missed, next } = self.history.read(self.position, BATCH);
+            self.position = next;
+            if missed > 0 && self.send_missed(asked_for, missed).await.is_err() {
+                return;
+            }
+            for entry in &entries {
+                let Some(response) = self.wanted(entry) else { continue };
+                if self.outbox.send(Ok(response)).await.is_err() {
+                    return;
+                }
+            }
+            if !entries.is_empty() {
+                continue;
+            }
+            if !self.follow || watch.wait_for(|end| *end > self.position).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn send_missed(&self, position: u64, missed: u64) -> Result<(), mpsc::error::SendError<Result<GetFlowsResponse, Status>>> {
+        let place = if position < self.asked_at { LossPlace::History } else { LossPlace::Subscriber };
+        let now = clock::wall();
+        let response = get_flows_response::Response::Lost(lost(&Loss { count: missed, place, first: now, last: now }));
+        self.outbox.send(Ok(GetFlowsResponse { response: Some(response) })).await
+    }
+}
+
+fn lost(loss: &Loss) -> LostFlows {
+    LostFlows {
+        count: loss.count,
+        place: loss.place.into(),
+        first: clock::timestamp(loss.first),
+        last: clock::timestamp(loss.last),
+    }
+}
+
+type Responses = Pin<Box<dyn Stream<Item = Result<GetFlowsResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl AgentService for Agent {
+    type GetFlowsStream = Responses;
+
+    async fn get_flows(&self, request: Request<GetFlowsRequest>) -> Result<Response<Responses>, Status> {
+        let request = request.into_inner();
+        let filters = Filters::parse(&request).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let (outbox, responses) = mpsc::channel(OUTBOX);
+        let (oldest, end) = self.history.range();
+        let mut walk = Walk {
+            node: self.node.clone(),
+            history: self.history.clone(),
+            filters,
+            since: request.since.map_or(0, clock::from_timestamp),
+            position: oldest,
+            asked_at: end,
+            follow: request.follow,
+            outbox,
+        };
+        if request.last > 0 {
+            walk.skip_to_last(request.last);
+        }
+        tokio::spawn(walk.run());
+        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+    }
+
+    async fn get_status(&self, _: Request<GetAgentStatusRequest>) -> Result<Response<AgentStatus>, Status> {
+        let holding = self.holding.borrow().clone();
+        let connection = self.connection.borrow().clone();
+        let count = |enforced: fn(&bulkhead_proto::v1::EndpointGeneration) -> bool| {
+            u32::try_from(holding.generations.iter().filter(|endpoint| enforced(endpoint)).count()).unwrap_or(u32::MAX)
+        };
+        let sums = self.maps.stats.sums().map_err(|error| Status::internal(crate::chain(&error)))?;
+        Ok(Response::new(AgentStatus {
+            node: self.node.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            layout: LAYOUT.to_owned(),
+            started: clock::timestamp(self.started),
+            controller_connected: connection.connected,
+            revision: holding.revision,
+            state_digest: holding.digest.map_or_else(Vec::new, |digest| digest.0.to_vec()),
+            held_at: clock::timestamp(holding.held_at),
+            error: if holding.error.is_empty() { connection.error } else { holding.error.clone() },
+            endpoints: count(|_| true),
+            endpoints_enforced: count(|endpoint| endpoint.enforced),
+            maps: self.map_usage(),
+            verdicts: verdicts(&sums),
+            lost: self.losses(),
+        }))
+    }
+
+    async fn get_endpoints(
+        &self,
+        _: Request<GetEndpointsRequest>,
+    ) -> Result<Response<GetEndpointsResponse>, Status> {
+        let (reply, answer) = oneshot::channel::<Vec<EndpointStatus>>();
+        self.sync.try_send(Input::Describe(reply)).map_err(|error| match error {
+            TrySendError::Full(_) => Status::resource_exhausted("the agent is busy with an update; try again"),
+            TrySendError::Disconnected(_) => Status::unavailable("the agent is stopping"),
+        })?;
+        let endpoints = answer.await.map_err(|_| Status::unavailable("the agent is stopping"))?;
+        Ok(Response::new(GetEndpointsResponse { endpoints }))
+    }
+}
+
+impl Agent {
+    fn map_usage(&self) -> Vec<MapUsage> {
+        let usage = *self.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        let counted = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let names = usage.identities + usage.rulesets + usage.rules_named + usage.rules_idle + usage.endpoints;
+        [
+            ("endpoints", number(usage.endpoints), layout::ENDPOINTS),
+            ("configs", number(usage.configs), layout::CONFIGS),
+            ("devices", number(usage.devices), layout::DEVICES),
+            ("addresses", number(usage.addresses), layout::ADDRESSES),
+            ("networks", number(usage.networks), layout::NETWORKS),
+            ("rules", number(usage.rules), layout::RULES),
+            ("ranges", u64::from(usage.ranges), layout::RANGES),
+            ("alternatives", number(usage.alternatives), layout::ALTERNATIVES),
+            ("names", number(names), layout::INTERNS),
+            ("confirmed flows", counted(&self.counters.confirmed), layout::CONFIRMED),
+            ("tentative flows", counted(&self.counters.tentative), layout::TENTATIVE),
+            ("denials", counted(&self.counters.denies), layout::DENIES),
+        ]
+        .map(|(name, used, limit)| MapUsage { name: name.to_owned(), used, limit: limit.into() })
+        .into()
+    }
+
+    fn losses(&self) -> Vec<LostFlows> {
+        let counters = &self.counters;
+        [
+            (LossPlace::KernelRing, &counters.lost_events, &counters.lost_events_at),
+            (LossPlace::DenyTable, &counters.lost_denials, &counters.lost_denials_at),
+        ]
+        .into_iter()
+        .map(|(place, count, at)| (place, count.load(Ordering::Relaxed), at.load(Ordering::Relaxed)))
+        .filter(|(_, count, _)| *count > 0)
+        .map(|(place, count, last)| lost(&Loss { count, place, first: 0, last }))
+        .collect()
+    }
+}
+
+/// Reasons that counted anything.
+fn verdicts(sums: &[layout::Counter]) -> Vec<VerdictCount> {
+    let one = |hook: Hook, name: &str, reason: Reason| {
+        let index = usize::from(hook as u8) << 8 | usize::from(reason as u8);
+        let counter = sums.get(index).filter(|counter| counter.packets > 0)?;
+        Some(VerdictCount {
+            hook: name.to_owned(),
+            reason: reason.name().to_owned(),
+            reason_number: u32::from(reason as u8),
+            packets: counter.packets,
+            bytes: counter.bytes,
+        })
+    };
+    [(Hook::FromPod, "from-pod"), (Hook::ToPod, "to-pod")]
+        .into_iter()
+        .flat_map(|(hook, name)| Reason::ALL.iter().filter_map(move |reason| one(hook, name, *reason)))
+        .collect()
+}

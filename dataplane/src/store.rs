@@ -1,0 +1,237 @@
+//! The last state on disk, written before the kernel is told: what an agent starts from while the controller is away.
+//!
+//! A file is a list of frames, each `length (4 bytes), BLAKE3 of the payload (32 bytes), payload`, little-endian. Payloads
+//! are the chunks of revisions as they go over the wire: first a snapshot, then the differences since. A frame that was cut
+//! by a crash ends the file: its revision was not in force anywhere. The file is written anew when the differences outgrow
+//! the snapshot.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use bulkhead_policy::state::{Delta, State};
+use bulkhead_proto::{
+    MESSAGE_BYTES_MAX,
+    update::{Assembler, Revision, encode},
+    v1::Update,
+};
+use prost::Message;
+use thiserror::Error;
+
+const FILE: &str = "state.bulkhead";
+/// Differences may at least be this long before the file is written anew, bytes.
+const SLACK: u64 = 1 << 20;
+
+/// What is wrong with the file. Enforcement does not depend on it.
+#[derive(Debug, Error)]
+pub(crate) enum StoreError {
+    #[error("{}: {source}; the last state is not kept, so a restart without the controller begins with what the kernel holds", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("{}: {source}; it is ignored", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{}: {problem}; it is ignored", path.display())]
+    Content { path: PathBuf, problem: String },
+}
+
+/// A state that was found on disk.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) revision: u64,
+    pub(crate) state: State,
+}
+
+/// The file.
+#[derive(Debug)]
+pub(crate) struct Store {
+    path: PathBuf,
+    /// Open for appending; `None` until a snapshot was written.
+    file: Option<File>,
+    snapshot_bytes: u64,
+    appended_bytes: u64,
+}
+
+impl Store {
+    /// Makes the folder.
+    pub(crate) fn open(folder: &Path) -> Result<Self, StoreError> {
+        let path = folder.join(FILE);
+        fs::create_dir_all(folder).map_err(|source| StoreError::Write { path: path.clone(), source })?;
+        Ok(Self { path, file: None, snapshot_bytes: 0, appended_bytes: 0 })
+    }
+
+    /// Reads the last whole revision; `None` when there is no file.
+    pub(crate) fn load(&self) -> Result<Option<Stored>, StoreError> {
+        let mut file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StoreError::Read { path: self.path.clone(), source }),
+        };
+        let content = |problem: String| StoreError::Content { path: self.path.clone(), problem };
+        let mut assembler = Assembler::default();
+        let mut stored: Option<Stored> = None;
+        while let Some(payload) = frame(&mut file).map_err(|source| StoreError::Read { path: self.path.clone(), source })? {
+            let update = Update::decode(payload.as_slice()).map_err(|error| content(error.to_string()))?;
+            let revision = assembler.push(update).map_err(|error| content(error.to_string()))?;
+            let Some(Revision { revision, snapshot, delta, .. }) = revision else { continue };
+            let mut state = match (snapshot, stored.take()) {
+                (true, _) => State::default(),
+                (false, Some(before)) => before.state,
+                (false, None) => return Err(content("it begins with a difference".to_owned())),
+            };
+            state.apply(delta).map_err(|error| content(error.to_string()))?;
+            stored = Some(Stored { revision, state });
+        }
+        Ok(stored)
+    }
+
+    /// True when a revision is added to the file, false when the file is written anew.
+    pub(crate) fn appends(&self, revision: &Revision) -> bool {
+        let outgrown = self.appended_bytes > self.snapshot_bytes.max(SLACK);
+        self.file.is_some() && !revision.snapshot && !outgrown
+    }
+
+    /// Keeps a revision: `before` is the state it is a difference to (not looked at when it is
+    /// added to the file). Called before the kernel is told, so that the disk
+    /// is never older than the kernel.
+    pub(crate) fn keep(&mut self, revision: &Revision, before: &State) -> Result<(), StoreError> {
+        let appends = self.appends(revision);
+        let result = match &mut self.file {
+            Some(file) if appends => {
+                append(file, revision).map(|bytes| self.appended_bytes = self.appended_bytes.saturating_add(bytes))
+            }
+            _ => self.rewrite(revision, before),
+        };
+        result.map_err(|source| {
+            // A gap would make the file wrong, an absent one is only less useful.
+            self.file = None;
+            drop(fs::remove_file(&self.path));
+            StoreError::Write { path: self.path.clone(), source }
+        })
+    }
+
+    fn rewrite(&mut self, revision: &Revision, before: &State) -> io::Result<()> {
+        let mut whole = State::default();
+        if !revision.snapshot {
+            whole.clone_from(before);
+        }
+        whole.apply(revision.delta.clone()).map_err(io::Error::other)?;
+        let snapshot = Revision {
+            snapshot: true,
+            delta: Delta { upserts: whole.resources(), removes: Vec::new() },
+            policies: Vec::new(),
+            ..*revision
+        };
+        let fresh = self.path.with_extension("new");
+        let mut file = OpenOptions::new().create(true).truncate(true).write(true).open(&fresh)?;
+        self.snapshot_bytes = append(&mut file, &snapshot)?;
+        self.appended_bytes = 0;
+        file.sync_data()?;
+        fs::rename(&fresh, &self.path)?;
+        self.file = Some(file);
+        Ok(())
+    }
+}
+
+fn append(file: &mut File, revision: &Revision) -> io::Result<u64> {
+    let mut bytes = Vec::new();
+    for chunk in encode(revision).map_err(io::Error::other)? {
+        let payload = chunk.encode_to_vec();
+        let length = u32::try_from(payload.len()).map_err(io::Error::other)?;
+        bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend_from_slice(blake3::hash(&payload).as_bytes());
+        bytes.extend_from_slice(&payload);
+    }
+    file.write_all(&bytes)?;
+    Ok(u64::try_from(bytes.len()).unwrap_or(u64::MAX))
+}
+
+/// The next whole frame; `None` at the end, and at a frame that was cut or is not what was written.
+fn frame(file: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
+    let mut head = [0; 36];
+    if !read_whole(file, &mut head)? {
+        return Ok(None);
+    }
+    let [a, b, c, d, hash @ ..] = head;
+    let length = usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+    if length > MESSAGE_BYTES_MAX {
+        return Ok(None);
+    }
+    let mut payload = vec![0; length];
+    let whole = read_whole(file, &mut payload)? && blake3::hash(&payload).as_bytes() == &hash;
+    Ok(whole.then_some(payload))
+}
+
+fn read_whole(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
+    match file.read_exact(buffer) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use bulkhead_policy::{
+        digest::Digest,
+        model::{WorkloadKey, Zone},
+        state::{AddressKind, Binding, PeerId, Resource},
+    };
+
+    use super::*;
+
+    fn binding(last: u8, name: &str) -> Resource {
+        let binding = Binding {
+            peer: PeerId::AnyPod,
+            kind: AddressKind::Pod,
+            image_class: 0,
+            name: WorkloadKey { namespace: "shop".to_owned(), name: name.to_owned() },
+            node: None,
+        };
+        Resource::Binding(Zone(0), IpAddr::from([10, 0, 0, last]), binding)
+    }
+
+    fn revision(number: u64, snapshot: bool, upserts: Vec<Resource>) -> Revision {
+        let delta = Delta { upserts, removes: Vec::new() };
+        Revision { revision: number, snapshot, delta, policies: Vec::new(), state_digest: Digest([0; 32]) }
+    }
+
+    #[test]
+    fn what_was_kept_comes_back_and_a_cut_frame_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path()).unwrap();
+        assert!(store.load().unwrap().is_none());
+        let first = revision(5, true, vec![binding(1, "a")]);
+        store.keep(&first, &State::default()).unwrap();
+        let before = store.load().unwrap().unwrap().state;
+        store.keep(&revision(6, false, vec![binding(2, "b")]), &before).unwrap();
+        let stored = store.load().unwrap().unwrap();
+        assert_eq!((stored.revision, stored.state.bindings.len()), (6, 2));
+
+        let path = folder.path().join(FILE);
+        let bytes = fs::read(&path).unwrap();
+        for cut in 0..bytes.len() {
+            fs::write(&path, &bytes[..cut]).unwrap();
+            let revision = store.load().unwrap().map(|stored| stored.revision);
+            assert!(matches!(revision, None | Some(5)), "cut at {cut}: {revision:?}");
+        }
+        let mut flipped = bytes.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        fs::write(&path, &flipped).unwrap();
+        assert_eq!(store.load().unwrap().unwrap().revision, 5);
+    }
+
+    #[test]
+    fn a_successor_begins_with_a_whole_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path()).unwrap();
+        store.keep(&revision(5, true, vec![binding(1, "a")]), &State::default()).unwrap();
+        let mut successor = Store::open(folder.path()).unwrap();
+        let before = successor.load().unwrap().unwrap().state;
+        successor.keep(&revision(6, false, vec![binding(1, "c")]), &before).unwrap();
+        let stored = successor.load().unwrap().unwrap();
+        assert_eq!((stored.revision, stored.state.bindings.len()), (6, 1));
+    }
+}

@@ -1,0 +1,250 @@
+//! The node's end of the controller's stream: says what is held, takes revisions one at a time, acknowledges when the kernel
+//! holds them, and comes back when the controller does.
+
+use std::{path::PathBuf, sync::mpsc::SyncSender, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use bulkhead_proto::{
+    MESSAGE_BYTES_MAX, PROTOCOL_VERSION,
+    update::{Assembler, Revision},
+    v1::{
+        Ack, Announcement, ControllerMessage, Held, Hello, NodeMessage, controller_message, node_message,
+        node_service_client::NodeServiceClient,
+    },
+};
+use bulkhead_verdict::layout::LAYOUT;
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::UnixStream,
+    sync::{mpsc, oneshot, watch},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Streaming,
+    transport::{Channel, Endpoint, Uri},
+};
+
+use crate::{
+    clock,
+    sync::{Holding, Input},
+};
+
+/// First pause before another try; it doubles up to [`RETRY_MAX`].
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+/// Longest pause: a controller that comes back finds its nodes within this time.
+const RETRY_MAX: Duration = Duration::from_secs(1);
+/// Messages on their way to the controller.
+const OUTBOX: usize = 64;
+
+/// Where the controller is.
+#[derive(Clone, Debug)]
+pub(crate) enum Address {
+    /// `unix:PATH`.
+    Unix(PathBuf),
+}
+
+impl std::str::FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("unix:") {
+            Some(path) if path.starts_with('/') => Ok(Self::Unix(path.into())),
+            _ => Err(format!("{text}: not unix:/ABSOLUTE/PATH")),
+        }
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self::Unix(path) = self;
+        write!(f, "unix:{}", path.display())
+    }
+}
+
+/// Whether the controller is there, for status.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Connection {
+    pub(crate) connected: bool,
+    pub(crate) error: String,
+}
+
+/// The stream's state from one connection to the next.
+pub(crate) struct Stream {
+    pub(crate) node: String,
+    pub(crate) address: Address,
+    pub(crate) sync: SyncSender<Input>,
+    pub(crate) holding: watch::Receiver<Holding>,
+    pub(crate) connection: watch::Sender<Connection>,
+    /// The next Hello says that nothing is held, so that a snapshot comes.
+    pub(crate) from_scratch: bool,
+}
+
+impl Stream {
+    /// Connects again and again.
+    pub(crate) async fn run(mut self) {
+        let mut pause = RETRY_FIRST;
+        loop {
+            let error = match self.connect().await {
+                Ok(()) => "the controller closed the stream".to_owned(),
+                Err(error) => format!("{error:#}"),
+            };
+            let was_connected = self.connection.borrow().connected;
+            let now = Connection { connected: false, error };
+            if *self.connection.borrow() != now {
+                tracing::warn!(controller = %self.address, "{}; what is in force stays", now.error);
+            }
+            self.connection.send_replace(now);
+            pause = if was_connected { RETRY_FIRST } else { (pause * 2).min(RETRY_MAX) };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// One connection, until it ends.
+    async fn connect(&mut self) -> Result<()> {
+        let mut client = NodeServiceClient::new(channel(&self.address).await?)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX * 2)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX * 2);
+        let (outbox, messages) = mpsc::channel(OUTBOX);
+        let hello = self.hello();
+        send(&outbox, node_message::Message::Hello(hello)).await?;
+        let mut inbox = client
+            .connect(ReceiverStream::new(messages))
+            .await
+            .with_context(|| format!("opening the node stream to {}", self.address))?
+            .into_inner();
+        match message(&mut inbox).await? {
+            Some(controller_message::Message::Welcome(welcome)) if welcome.protocol == PROTOCOL_VERSION => {
+                tracing::info!(controller = %self.address, version = welcome.controller_version, "connected");
+            }
+            Some(controller_message::Message::Welcome(welcome)) => bail!(
+                "the controller {} speaks protocol {}, this agent {PROTOCOL_VERSION}: upgrade the older one",
+                welcome.controller_version,
+                welcome.protocol
+            ),
+            _ => bail!("the controller's first message is no Welcome"),
+        }
+        self.connection.send_replace(Connection { connected: true, error: String::new() });
+        self.serve(&mut inbox, &outbox).await
+    }
+
+    fn hello(&self) -> Hello {
+        let holding = self.holding.borrow();
+        let held = holding.digest.filter(|_| !self.from_scratch).map(|digest| Held {
+            revision: holding.revision,
+            state_digest: digest.0.to_vec(),
+        });
+        Hello {
+            node: self.node.clone(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            layout: LAYOUT.to_owned(),
+            protocol: PROTOCOL_VERSION,
+            held,
+        }
+    }
+
+    async fn serve(
+        &mut self,
+        inbox: &mut Streaming<ControllerMessage>,
+        outbox: &mpsc::Sender<NodeMessage>,
+    ) -> Result<()> {
+        let mut assembler = Assembler::default();
+        // What is known now is news to this controller.
+        self.holding.mark_changed();
+        loop {
+            tokio::select! {
+                changed = self.holding.changed() => {
+                    changed.context("the sync thread has ended")?;
+                    self.tell(outbox).await?;
+                }
+                message = message(inbox) => match message? {
+                    None => return Ok(()),
+                    Some(controller_message::Message::Welcome(_)) => bail!("the controller sent a second Welcome"),
+                    Some(controller_message::Message::AnnouncementResult(result)) => {
+                        for rejected in result.rejected {
+                            let name = rejected.workload.unwrap_or_default();
+                            tracing::warn!(
+                                endpoint = format!("{}/{}", name.namespace, name.name),
+                                "the controller does not believe this endpoint: {}", rejected.reason
+                            );
+                        }
+                    }
+                    Some(controller_message::Message::Update(update)) => {
+                        if let Some(revision) = assembler.push(update)? {
+                            self.apply(revision, outbox).await?;
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    /// Hands a revision to the sync thread and acknowledges its answer.
+    async fn apply(&mut self, revision: Revision, outbox: &mpsc::Sender<NodeMessage>) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        let number = revision.revision;
+        let snapshot = revision.snapshot;
+        let input = Input::Revision { revision: Box::new(revision), reply };
+        // The thread's queue has room: we are the only one who waits, and for one revision at a time.
+        self.sync.try_send(input).context("the sync thread takes no more work")?;
+        let result = answer.await.context("the sync thread has ended")?;
+        let holding = self.holding.borrow_and_update().clone();
+        let error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        self.from_scratch &= !(snapshot && error.is_empty());
+        send(outbox, ack(&holding, number, error)).await?;
+        send(outbox, announcement(&holding)).await?;
+        match result {
+            Err(error) if error.needs_snapshot() && !snapshot => {
+                self.from_scratch = true;
+                bail!("{error}")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Endpoints have changed since the last acknowledgement.
+    async fn tell(&mut self, outbox: &mpsc::Sender<NodeMessage>) -> Result<()> {
+        let holding = self.holding.borrow_and_update().clone();
+        send(outbox, announcement(&holding)).await?;
+        if holding.digest.is_some() && !self.from_scratch {
+            let error = holding.error.clone();
+            send(outbox, ack(&holding, holding.revision, error)).await?;
+        }
+        Ok(())
+    }
+}
+
+fn ack(holding: &Holding, revision: u64, error: String) -> node_message::Message {
+    node_message::Message::Ack(Ack {
+        revision,
+        error,
+        endpoints: holding.generations.clone(),
+        held_at: clock::timestamp(holding.held_at),
+        apply_micros: holding.apply_micros,
+    })
+}
+
+fn announcement(holding: &Holding) -> node_message::Message {
+    node_message::Message::Announcement(Announcement { endpoints: holding.announced.clone() })
+}
+
+async fn send(outbox: &mpsc::Sender<NodeMessage>, message: node_message::Message) -> Result<()> {
+    outbox.send(NodeMessage { message: Some(message) }).await.context("the stream has ended")
+}
+
+async fn message(inbox: &mut Streaming<ControllerMessage>) -> Result<Option<controller_message::Message>> {
+    let Some(message) = inbox.message().await.context("the stream broke")? else { return Ok(None) };
+    message.message.map(Some).context("the controller sent a message this agent does not know: upgrade the agent")
+}
+
+async fn channel(address: &Address) -> Result<Channel> {
+    let Address::Unix(path) = address.clone();
+    let connector = tower::service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    // The URI is for HTTP's sake; the connector does not look at it.
+    Endpoint::from_static("http://controller.bulkhead")
+        .connect_with_connector(connector)
+        .await
+        .with_context(|| format!("connecting to {address}; is the controller running?"))
+}
