@@ -188,6 +188,16 @@ impl Bench {
     /// What the maps tell a packet: the kernel's lookups, done here on the dump so that thousands of packets can be asked
     /// about between two writes. [`Bench::judged`] asks the verdict itself; the two are compared all the time.
     pub fn told(&self, tuple: &Tuple) -> Told {
+        self.told_of(tuple, None)
+    }
+
+    /// The image class the maps give a peer.
+    pub fn class(&self, peer: IpAddr) -> u32 {
+        self.who(peer).1
+    }
+
+    /// The same; `class` overrides the image class of the peer.
+    pub fn told_of(&self, tuple: &Tuple, class_override: Option<u32>) -> Told {
         let Some(config) = self.config(tuple) else {
             return Told::NoEndpoint;
         };
@@ -209,7 +219,7 @@ impl Bench {
         let Some(range) = range else {
             return Told::Broken(Reason::BrokenPortSet);
         };
-        let classes = [config.image_class, class];
+        let classes = [config.image_class, class_override.unwrap_or(class)];
         let Some(enforced) = self.walk(range.enforce, classes) else {
             return Told::Broken(Reason::BrokenAlternatives);
         };

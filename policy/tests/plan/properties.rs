@@ -24,15 +24,14 @@ impl Allowed {
         let tuples = tuples();
         let told = tuples.iter().map(|tuple| {
             let mut told = vec![bench.told(tuple), new.told(tuple, None)];
-            for old in old {
-                if old.class(tuple.peer) != new.class(tuple.peer) {
-                    for class in [old.class(tuple.peer), new.class(tuple.peer), 0] {
-                        told.extend([old.told(tuple, Some(class)), new.told(tuple, Some(class))]);
-                    }
+            let classes = [bench.class(tuple.peer), new.class(tuple.peer)];
+            if classes[0] != classes[1] {
+                for class in [classes[0], classes[1], 0] {
+                    told.extend([bench.told_of(tuple, Some(class)), new.told(tuple, Some(class))]);
                 }
-                if old.uid(tuple.workload) != new.uid(tuple.workload) {
-                    told.push(Told::NoEndpoint);
-                }
+            }
+            if old.iter().any(|old| old.uid(tuple.workload) != new.uid(tuple.workload)) {
+                told.push(Told::NoEndpoint);
             }
             told
         });
