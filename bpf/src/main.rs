@@ -8,6 +8,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod bench;
 mod clock;
 mod packet;
 mod stage;
@@ -39,6 +40,18 @@ pub fn to_pod(context: TcContext) -> i32 {
 #[classifier]
 pub fn empty(_context: TcContext) -> i32 {
     NEXT
+}
+
+/// For measurements: as [`from_pod`], each time with the next source port.
+#[classifier]
+pub fn bench_new_flow(context: TcContext) -> i32 {
+    if bench::next_port(&Skb::new(&context)) { run(&context, Hook::FromPod) } else { SHOT }
+}
+
+/// For measurements: the next source port and nothing else, which [`bench_new_flow`] does beside judging.
+#[classifier]
+pub fn bench_mutate(context: TcContext) -> i32 {
+    if bench::next_port(&Skb::new(&context)) { NEXT } else { SHOT }
 }
 
 /// Judges one packet.

@@ -27,7 +27,7 @@ impl Skb {
 
     /// First byte and the byte behind the last one that is readable.
     #[inline(always)]
-    fn bounds(&self) -> (usize, usize) {
+    pub(crate) fn bounds(&self) -> (usize, usize) {
         let (start, end): (usize, usize);
         // SAFETY: the context lives as long as the program runs. Loaded by hand, because the compiler widens the fields,
         // which are 32 bits in the header, with shifts, and the verifier allows none on what are pointers to it.

@@ -185,7 +185,7 @@ pub fn approved<M: Maps>(maps: &M, key: &FlowKey, side: &Side, moment: &Moment) 
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Moment {
-    /// Coarse CLOCK_MONOTONIC, nanoseconds.
+    /// Coarse `CLOCK_MONOTONIC`, nanoseconds.
     pub now: u64,
     /// Device of the hook.
     pub ifindex: u32,

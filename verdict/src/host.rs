@@ -141,11 +141,11 @@ pub struct MemMaps {
     pub zone: u32,
     /// The global epoch.
     pub epoch: u32,
-    /// PEER_EPOCH by slot.
+    /// `PEER_EPOCH` by slot.
     pub peer_epochs: HashMap<u32, u32>,
-    /// Coarse CLOCK_MONOTONIC, nanoseconds.
+    /// Coarse `CLOCK_MONOTONIC`, nanoseconds.
     pub now: Cell<u64>,
-    /// CLOCK_BOOTTIME, nanoseconds.
+    /// `CLOCK_BOOTTIME`, nanoseconds.
     pub boot: Cell<u64>,
     /// Capacities.
     pub limits: Limits,
@@ -186,6 +186,31 @@ impl MemMaps {
         };
         let bytes = probe.first_packet(mac);
         self.decide(hook, &Slice { bytes: &bytes, ifindex, socket: probe.socket, tagged: false })
+    }
+
+    /// A copy of what user space wrote, without flows, fragments, denials, events and counters.
+    #[must_use]
+    pub fn as_written(&self) -> Self {
+        Self {
+            devices: self.devices.clone(),
+            endpoints: self.endpoints.clone(),
+            configs: self.configs.clone(),
+            addresses: self.addresses.clone(),
+            networks: self.networks.clone(),
+            rules: self.rules.clone(),
+            ranges: self.ranges.clone(),
+            alternatives: self.alternatives.clone(),
+            leases: self.leases.clone(),
+            expiries: self.expiries.clone(),
+            names: self.names.clone(),
+            zone: self.zone,
+            epoch: self.epoch,
+            peer_epochs: self.peer_epochs.clone(),
+            now: self.now.clone(),
+            boot: self.boot.clone(),
+            limits: self.limits,
+            ..Self::default()
+        }
     }
 
     /// What a counter of STATS says.

@@ -205,7 +205,7 @@ layout! {
         mac: [u8; 6],
         /// Zero.
         padding: [u8; 2],
-        /// End of the adoption window, CLOCK_MONOTONIC nanoseconds; 0 = closed.
+        /// End of the adoption window, `CLOCK_MONOTONIC` nanoseconds; 0 = closed.
         adopt_until: u64,
     }
 }
@@ -224,11 +224,11 @@ impl Config {
     /// True when the MAC, as three words loaded from a packet, is the endpoint's own.
     #[inline(always)]
     pub const fn has_mac(&self, mac: [u16; 3]) -> bool {
-        let [own @ .., d, e, f] = self.mac;
-        let [a, b, c] = own;
-        let [first, second, third] = mac;
-        let (high, low) = (u16::from_ne_bytes([a, b]) ^ first, u16::from_ne_bytes([c, d]) ^ second);
-        (high | low | (u16::from_ne_bytes([e, f]) ^ third)) == 0
+        let [mac0, mac1, mac2, mac3, mac4, mac5] = self.mac;
+        let [high, middle, low] = mac;
+        let high = u16::from_ne_bytes([mac0, mac1]) ^ high;
+        let middle = u16::from_ne_bytes([mac2, mac3]) ^ middle;
+        (high | middle | (u16::from_ne_bytes([mac4, mac5]) ^ low)) == 0
     }
 }
 
@@ -332,7 +332,7 @@ layout! {
 }
 
 layout! {
-    /// Key of LEASES; the value is a deadline in CLOCK_BOOTTIME nanoseconds (0 = no, `u64::MAX` = always).
+    /// Key of LEASES; the value is a deadline in `CLOCK_BOOTTIME` nanoseconds (0 = no, `u64::MAX` = always).
     LeaseKey, 8 {
         /// Trust profile.
         profile: u32,
@@ -399,7 +399,7 @@ layout! {
         destination_port: u16,
         /// 1 = the first fragment passed.
         passed: u32,
-        /// When it was seen, coarse CLOCK_MONOTONIC nanoseconds.
+        /// When it was seen, coarse `CLOCK_MONOTONIC` nanoseconds.
         seen: u64,
     }
 }
@@ -431,7 +431,7 @@ layout! {
     Event, 144 {
         /// Per-CPU number of the event, without a gap: a missing one is a lost event.
         sequence: u64,
-        /// CLOCK_BOOTTIME nanoseconds.
+        /// `CLOCK_BOOTTIME` nanoseconds.
         time: u64,
         /// Initiator (or sender, when no flow is known).
         source: Address,
@@ -533,7 +533,7 @@ pub struct Side {
     /// for (`flow::tag`: key, device, slot, deadline, epochs), because other CPUs may write the other words, and the
     /// element may be given to another flow, while a program holds it: what does not fit together is no approval.
     pub approval: Word<u64>,
-    /// The approval is looked at again from here on: coarse CLOCK_MONOTONIC nanoseconds, `u64::MAX` = no guard.
+    /// The approval is looked at again from here on: coarse `CLOCK_MONOTONIC` nanoseconds, `u64::MAX` = no guard.
     pub deadline: Word<u64>,
     /// The device; 0 = this side is not on this node (yet).
     pub ifindex: Word<u32>,
@@ -560,9 +560,9 @@ pub struct Flow {
     pub packets: [Word<u64>; 2],
     /// Bytes likewise.
     pub bytes: [Word<u64>; 2],
-    /// First packet, CLOCK_BOOTTIME nanoseconds.
+    /// First packet, `CLOCK_BOOTTIME` nanoseconds.
     pub first_seen: Word<u64>,
-    /// Last packet, coarse CLOCK_MONOTONIC nanoseconds.
+    /// Last packet, coarse `CLOCK_MONOTONIC` nanoseconds.
     pub last_seen: Word<u64>,
     /// Flow id (see [`Event::flow`]).
     pub id: Word<u64>,
@@ -591,9 +591,9 @@ pub struct DenyEntry {
     pub count: Word<u64>,
     /// Their bytes; only rises.
     pub bytes: Word<u64>,
-    /// First denial, CLOCK_BOOTTIME nanoseconds.
+    /// First denial, `CLOCK_BOOTTIME` nanoseconds.
     pub first: Word<u64>,
-    /// Last denial, coarse CLOCK_MONOTONIC nanoseconds.
+    /// Last denial, coarse `CLOCK_MONOTONIC` nanoseconds.
     pub last: Word<u64>,
     /// Identity of the source.
     pub source_identity: Word<u32>,
@@ -617,7 +617,7 @@ layout! {
 }
 
 layout! {
-    /// Key of NAMES_OF, which only user space reads: the names behind interned numbers, so that an agent that comes
+    /// Key of `NAMES_OF`, which only user space reads: the names behind interned numbers, so that an agent that comes
     /// back knows what its predecessor wrote. Kept in the kernel because that is where the numbers live.
     InternKey, 8 {
         /// See [`intern_kind`].

@@ -18,6 +18,8 @@ pub mod port;
 pub mod reason;
 pub mod record;
 pub mod spoof;
+#[cfg(test)]
+mod tests;
 #[cfg(any(test, feature = "host"))]
 pub mod vectors;
 

@@ -56,9 +56,9 @@ pub trait Maps {
     /// A reference to an aggregated denial.
     type DenyRef: Deref<Target = DenyEntry>;
 
-    /// Coarse CLOCK_MONOTONIC, nanoseconds.
+    /// Coarse `CLOCK_MONOTONIC`, nanoseconds.
     fn now(&self) -> u64;
-    /// CLOCK_BOOTTIME, nanoseconds.
+    /// `CLOCK_BOOTTIME`, nanoseconds.
     fn boot_time(&self) -> u64;
     /// CPU number and a counter that rises by one per call on this CPU, from 1: ids of new flows.
     fn next_flow_id(&self) -> (u32, u64);
@@ -85,11 +85,11 @@ pub trait Maps {
     fn range(&self, index: u32) -> Option<Range>;
     /// ALTERNATIVES by index.
     fn alternative(&self, index: u32) -> Option<Alternative>;
-    /// LEASES: deadline, CLOCK_BOOTTIME.
+    /// LEASES: deadline, `CLOCK_BOOTTIME`.
     fn lease(&self, key: &LeaseKey) -> Option<u64>;
-    /// EXPIRIES by number: deadline, CLOCK_BOOTTIME.
+    /// EXPIRIES by number: deadline, `CLOCK_BOOTTIME`.
     fn expiry(&self, number: u32) -> Option<u64>;
-    /// NAMES: deadline, CLOCK_BOOTTIME.
+    /// NAMES: deadline, `CLOCK_BOOTTIME`.
     fn name(&self, key: &NameKey) -> Option<u64>;
 
     /// CONFIRMED.

@@ -3,7 +3,9 @@
 use crate::{address::Address, maps::Packet, port::protocol, reason::Reason};
 
 /// Bytes of an Ethernet header.
-pub const ETHERNET: usize = 14;
+pub const ETHERNET: usize = LINK as usize;
+/// The same as a 32-bit number, as offsets are stored.
+const LINK: u32 = 14;
 /// IPv6 extension headers that are walked; a packet with more is dropped.
 pub const MAX_EXTENSIONS: usize = 6;
 /// Smallest offset of a later fragment, in units of 8 bytes. Every link carries at least 48 bytes in a first fragment,
@@ -164,13 +166,13 @@ fn ipv4<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Reason> {
     if first >> 28 != 4 || header < 20 {
         return Err(Reason::MalformedIpv4);
     }
-    let present = packet.length().wrapping_sub(ETHERNET as u32);
+    let present = packet.length().wrapping_sub(LINK);
     let total = if stated == 0 && present > MAX_STATED { present } else { stated };
     if total < header || total > present {
         return Err(Reason::MalformedIpv4);
     }
-    headers.end = total.wrapping_add(ETHERNET as u32);
-    headers.transport = header.wrapping_add(ETHERNET as u32);
+    headers.end = total.wrapping_add(LINK);
+    headers.transport = header.wrapping_add(LINK);
     headers.protocol = ((third >> 16) & 0xff) as u8;
     headers.hop_limit = ((third >> 24) & 0xff) as u8;
     headers.fragment_protocol = headers.protocol;
@@ -196,15 +198,15 @@ fn ipv6<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Reason> {
         return Err(Reason::MalformedIpv6);
     }
     let stated = second >> 16;
-    let present = packet.length().wrapping_sub(ETHERNET as u32).wrapping_sub(40);
+    let present = packet.length().wrapping_sub(LINK).wrapping_sub(40);
     let payload = if stated == 0 && present > MAX_STATED { present } else { stated };
     if payload > present {
         return Err(Reason::MalformedIpv6);
     }
-    headers.end = payload.wrapping_add(ETHERNET as u32).wrapping_add(40);
+    headers.end = payload.wrapping_add(LINK).wrapping_add(40);
     headers.hop_limit = (second & 0xff) as u8;
     headers.protocol = ((second >> 8) & 0xff) as u8;
-    headers.transport = ETHERNET.wrapping_add(40) as u32;
+    headers.transport = LINK.wrapping_add(40);
     Ok(())
 }
 
@@ -383,7 +385,7 @@ pub fn embedded<P: Packet>(packet: &P, outer: &Headers, inner: &mut Headers) -> 
         inner.source = packet.load(at.wrapping_add(8))?;
         inner.destination = packet.load(at.wrapping_add(24))?;
         inner.protocol = ((u32::from_be(second) >> 8) & 0xff) as u8;
-        inner.transport = (at.wrapping_add(40) & 0xffff) as u32;
+        inner.transport = outer.transport.wrapping_add(48);
         return if inner.source.is_v4() { None } else { Some(()) };
     }
     packet.reach(at.wrapping_add(20));

@@ -23,11 +23,11 @@ pub const COARSE_TICK: u64 = 10_000_000;
 pub struct Question {
     /// The address of the peer.
     pub peer: Address,
-    /// Coarse CLOCK_MONOTONIC, nanoseconds.
+    /// Coarse `CLOCK_MONOTONIC`, nanoseconds.
     pub now: u64,
-    /// Until when the answer may be used: coarse CLOCK_MONOTONIC, `u64::MAX` when no guard was looked at.
+    /// Until when the answer may be used: coarse `CLOCK_MONOTONIC`, `u64::MAX` when no guard was looked at.
     pub deadline: u64,
-    /// CLOCK_BOOTTIME, nanoseconds; 0 = not read yet.
+    /// `CLOCK_BOOTTIME`, nanoseconds; 0 = not read yet.
     pub boot: u64,
     /// Ruleset to ask.
     pub ruleset: u32,

@@ -79,7 +79,7 @@ pub enum Change {
     Name(NameKey, Deadline),
     /// EPOCH.
     Epoch(u32),
-    /// PEER_EPOCH of an address.
+    /// `PEER_EPOCH` of an address.
     PeerEpoch(Address, u32),
     /// Time passes, nanoseconds; host only.
     Wait(u64),

@@ -17,6 +17,7 @@ enum Body {
 
 /// A frame under construction. Start with [`frame`], end with [`Frame::build`].
 #[derive(Clone, Debug)]
+#[must_use]
 pub struct Frame {
     source: IpAddr,
     destination: IpAddr,

@@ -291,6 +291,7 @@ pub fn config(pod: u32) -> Config {
 }
 
 /// A story under construction.
+#[must_use]
 pub struct Story(Vector);
 
 impl Story {
