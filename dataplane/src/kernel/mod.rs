@@ -6,6 +6,7 @@ mod barrier;
 mod batch;
 mod bpffs;
 mod dump;
+pub mod lab;
 mod maps;
 mod programs;
 mod ring;

@@ -45,6 +45,10 @@ fn pin(links: &Path, ifindex: u32, hook: Hook) -> PathBuf {
     links.join(format!("{ifindex}-{side}"))
 }
 
+/// Size of `struct __sk_buff` (uapi/linux/bpf.h), and where `ifindex` is in it.
+const CONTEXT_SIZE: usize = 192;
+const IFINDEX_AT: usize = 40;
+
 /// The loaded programs.
 #[derive(Debug)]
 pub struct Programs {
@@ -54,38 +58,48 @@ pub struct Programs {
 impl Programs {
     /// Loads both programs of an object whose maps exist already.
     pub(crate) fn load(mut object: Ebpf) -> Result<Self, KernelError> {
-        for hook in HOOKS {
-            let name = program_name(hook);
-            let program = object.program_mut(name).ok_or(KernelError::MissingProgram { program: name })?;
-            let program: &mut SchedClassifier =
-                program.try_into().map_err(|source| KernelError::Program { program: name, source: Box::new(source) })?;
-            program.load().map_err(|source| KernelError::Program { program: name, source: Box::new(source) })?;
-        }
-        Ok(Self { object })
+        let mut programs = Self { object };
+        HOOKS.into_iter().try_for_each(|hook| programs.load_one(program_name(hook)))?;
+        Ok(programs)
     }
 
-    fn get(&self, hook: Hook) -> Result<&SchedClassifier, KernelError> {
-        let name = program_name(hook);
+    /// Loads a program by its name in the object.
+    pub(crate) fn load_one(&mut self, name: &'static str) -> Result<(), KernelError> {
+        let program = self.object.program_mut(name).ok_or(KernelError::MissingProgram { program: name })?;
+        let program: &mut SchedClassifier = program.try_into().map_err(failed(name))?;
+        program.load().map_err(failed(name))
+    }
+
+    fn get(&self, name: &'static str) -> Result<&SchedClassifier, KernelError> {
         let program = self.object.program(name).ok_or(KernelError::MissingProgram { program: name })?;
-        program.try_into().map_err(|source| KernelError::Program { program: name, source: Box::new(source) })
-    }
-
-    fn failed(hook: Hook) -> impl FnOnce(aya::programs::ProgramError) -> KernelError {
-        move |source| KernelError::Program { program: program_name(hook), source: Box::new(source) }
+        program.try_into().map_err(failed(name))
     }
 
     /// Instructions the verifier walked to accept a hook's program.
     pub fn verified_instructions(&self, hook: Hook) -> Result<u32, KernelError> {
-        let info = self.get(hook)?.info().map_err(Self::failed(hook))?;
+        let name = program_name(hook);
+        let info = self.get(name)?.info().map_err(failed(name))?;
         Ok(info.verified_instruction_count().unwrap_or(0))
     }
 
-    /// Runs a hook's program on a packet without a device, `repeat` times: what it returns, and the time of one run.
-    pub fn test_run(&self, hook: Hook, packet: &[u8], repeat: u32) -> Result<(i32, Duration), KernelError> {
+    /// Runs a loaded program on a packet `repeat` times, as if it came by a device of this network namespace: what it
+    /// returns, and the mean time of one run.
+    pub(crate) fn run(
+        &self,
+        name: &'static str,
+        ifindex: u32,
+        packet: &[u8],
+        repeat: u32,
+    ) -> Result<(i32, Duration), KernelError> {
+        let mut context = [0; CONTEXT_SIZE];
+        if let Some(field) = context.get_mut(IFINDEX_AT..).and_then(<[u8]>::first_chunk_mut) {
+            *field = ifindex.to_ne_bytes();
+        }
         let mut options = TestRunOptions::new();
         options.data_in = Some(packet);
+        options.ctx_in = Some(&context);
         options.repeat = repeat;
-        let result = self.get(hook)?.test_run(options).map_err(Self::failed(hook))?;
+        let result = self.get(name)?.test_run(options).map_err(failed(name))?;
         Ok((result.return_value.cast_signed(), result.duration))
     }
 
@@ -93,13 +107,17 @@ impl Programs {
     /// and pinned. On error what was attached stays: half a device is judged in one direction, and the caller retries.
     pub(crate) fn attach(&self, links: &Path, ifindex: u32) -> Result<(), KernelError> {
         for hook in HOOKS {
-            let program = self.get(hook)?;
-            let fd = program.fd().map_err(Self::failed(hook))?;
+            let name = program_name(hook);
+            let fd = self.get(name)?.fd().map_err(failed(name))?;
             attach_one(&pin(links, ifindex, hook), fd.as_fd(), ifindex, hook)
-                .map_err(|source| KernelError::Attach { ifindex, program: program_name(hook), source })?;
+                .map_err(|source| KernelError::Attach { ifindex, program: name, source })?;
         }
         Ok(())
     }
+}
+
+fn failed(program: &'static str) -> impl FnOnce(aya::programs::ProgramError) -> KernelError {
+    move |source| KernelError::Program { program, source: Box::new(source) }
 }
 
 fn attach_one(path: &Path, program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> io::Result<()> {

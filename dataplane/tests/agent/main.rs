@@ -1,0 +1,16 @@
+//! The agent with a real kernel: in network namespaces of its own, with a controller's end of the stream in the test.
+
+mod controller;
+mod faults;
+mod kernel;
+mod restart;
+mod world;
+
+/// True when the tests can run here; says so when they cannot.
+fn can_run() -> bool {
+    let root = bulkhead_testbed::sys::is_root();
+    if !root {
+        println!("SKIPPED: needs root for network namespaces and kernel programs");
+    }
+    root
+}
