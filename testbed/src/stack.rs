@@ -150,9 +150,7 @@ impl Stack {
         command
             .arg("--controller")
             .arg(format!("unix:{}", self.controller_socket().display()));
-        command
-            .arg("--listen")
-            .arg(format!("unix:{}", self.agent_socket(node).display()));
+        command.arg("--socket").arg(self.agent_socket(node));
         command.arg("--bpffs").arg(self.directory.join(format!("bpf{node}")));
         command
             .arg("--state-dir")
@@ -276,6 +274,14 @@ impl Stack {
                 in_force(status, applied)?;
             }
             settled(status)
+        })
+    }
+
+    /// True when everything is in force at this moment.
+    pub fn is_settled(&self) -> bool {
+        let status = self.controller().and_then(|client| client.controller_status());
+        status.is_ok_and(|status| {
+            self.applied.iter().all(|applied| in_force(&status, applied).is_ok()) && settled(&status).is_ok()
         })
     }
 
