@@ -390,7 +390,7 @@ impl Compiler {
         let kept = kept.and_then(|kept| self.rulesets.hold_again(kept.rulesets));
         let [egress, ingress] = kept.unwrap_or_else(|| {
             let [egress, ingress] = self.programs(workload);
-            [self.rulesets.hold(egress), self.rulesets.hold(ingress)]
+            [egress, ingress].map(|program| self.rulesets.hold(program, &self.identities))
         });
         let endpoint = Endpoint {
             uid: workload.uid.clone(),

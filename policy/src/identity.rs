@@ -168,6 +168,11 @@ impl Identities {
             .filter(|id| self.is_borne(*id))
     }
 
+    /// How many identities of which the atom holds there are.
+    pub(crate) fn count(&self, atom: AtomId) -> usize {
+        self.by_atom.get(&atom).map_or(0, BTreeSet::len)
+    }
+
     /// Identities of unbound addresses in pod ranges.
     pub(crate) fn unbound_pods(&self) -> impl Iterator<Item = IdentityId> {
         self.unbound_pods.iter().copied().filter(|id| self.is_borne(*id))

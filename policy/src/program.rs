@@ -133,6 +133,31 @@ impl CompiledRule {
     }
 }
 
+impl CompiledRule {
+    /// Adds atoms of which every identity bears at least one that the rule treats otherwise than a bearer without any
+    /// atom. Of atoms that must hold together one is enough: the rarest, by `count`.
+    pub(crate) fn triggers(&self, count: &dyn Fn(AtomId) -> usize, triggers: &mut BTreeSet<AtomId>) {
+        let mut matches_the_bare = self.peers.is_none();
+        for peer in self.peers.iter().flatten() {
+            match peer {
+                CompiledPeer::Pods(conditions) | CompiledPeer::Nodes(conditions) => {
+                    match conditions.yes.iter().min_by_key(|atom| count(**atom)) {
+                        Some(rarest) => drop(triggers.insert(*rarest)),
+                        None => {
+                            triggers.extend(&conditions.no);
+                            matches_the_bare = true;
+                        }
+                    }
+                }
+                CompiledPeer::Network { cidr, .. } => drop(triggers.insert(*cidr)),
+            }
+        }
+        if matches_the_bare {
+            triggers.extend(self.named.iter().filter_map(|named| named.atom));
+        }
+    }
+}
+
 impl CompiledPeer {
     fn certainty(&self, view: &View<'_>) -> Certainty {
         let sure = |holds: bool| if holds { Certainty::Always } else { Certainty::Never };

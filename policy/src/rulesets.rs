@@ -42,6 +42,8 @@ pub(crate) type Cut = BTreeSet<RuleName>;
 struct Entry {
     name: Digest,
     program: Program,
+    /// Atoms it is filed under: who bears none of them gets what the reserved peers get.
+    triggers: BTreeSet<AtomId>,
     endpoints: u32,
     fresh: bool,
     defaults: Option<Defaults>,
@@ -87,8 +89,12 @@ impl Program {
         Digest::of("ruleset", [bytes.as_slice()])
     }
 
-    fn atoms(&self) -> BTreeSet<AtomId> {
-        self.parts.iter().flat_map(|part| part.atoms.iter().copied()).collect()
+    /// See [`CompiledRule::triggers`].
+    fn triggers(&self, identities: &Identities) -> BTreeSet<AtomId> {
+        let mut triggers = BTreeSet::new();
+        let count = |atom| identities.count(atom);
+        self.rules().for_each(|(_, rule)| rule.triggers(&count, &mut triggers));
+        triggers
     }
 
     fn isolation(&self) -> Isolation<'_> {
@@ -200,7 +206,7 @@ impl Rulesets {
     }
 
     /// Counts one more endpoint that has these rules.
-    pub(crate) fn hold(&mut self, program: Program) -> (RulesetId, Digest) {
+    pub(crate) fn hold(&mut self, program: Program, identities: &Identities) -> (RulesetId, Digest) {
         let name = program.name();
         if let Some(id) = self.ids.get(&name).copied() {
             if let Some(entry) = self.entries.get_mut(id) {
@@ -208,15 +214,17 @@ impl Rulesets {
             }
             return (id, name);
         }
-        let (atoms, asks) = (program.atoms(), program.parts.iter().any(|part| part.asks_addresses));
+        let triggers = program.triggers(identities);
+        let asks = program.parts.iter().any(|part| part.asks_addresses);
         let id = self.entries.insert(Entry {
             name,
             program,
+            triggers: triggers.clone(),
             endpoints: 1,
             fresh: true,
             defaults: None,
         });
-        for atom in atoms {
+        for atom in triggers {
             self.by_atom.entry(atom).or_default().insert(id);
         }
         if asks {
@@ -273,7 +281,7 @@ impl Rulesets {
             let atoms = self
                 .entries
                 .get(ruleset)
-                .map(|entry| entry.program.atoms())
+                .map(|entry| entry.triggers.clone())
                 .unwrap_or_default();
             let mut peers: BTreeSet<IdentityId> = atoms.iter().flat_map(|atom| identities.with_atom(*atom)).collect();
             if self.address_askers.contains(&ruleset) {
@@ -312,7 +320,7 @@ impl Rulesets {
 
     fn remove(&mut self, id: RulesetId) {
         let Some(entry) = self.entries.remove(id) else { return };
-        for atom in entry.program.atoms() {
+        for atom in entry.triggers {
             if let Some(ids) = self.by_atom.get_mut(&atom) {
                 ids.remove(&id);
                 if ids.is_empty() {
