@@ -28,6 +28,26 @@ pub struct Client {
     socket: PathBuf,
 }
 
+/// Records as they come in.
+#[derive(Debug)]
+pub struct Flows {
+    receiver: mpsc::Receiver<Flow>,
+    /// Its runtime reads them.
+    _client: Client,
+}
+
+impl Flows {
+    /// The next record, if one comes within the time.
+    pub fn next(&self, within: Duration) -> Option<Flow> {
+        self.receiver.recv_timeout(within).ok()
+    }
+
+    /// The records that have come already.
+    pub fn waiting(&self) -> impl Iterator<Item = Flow> {
+        self.receiver.try_iter()
+    }
+}
+
 impl Client {
     /// A client of a socket; connects with the first call.
     ///
@@ -106,11 +126,11 @@ impl Client {
             .with_context(|| format!("reading flows from {}", self.socket.display()))
     }
 
-    /// Records from now on, until the client is dropped or the agent ends.
+    /// Records from now on, until the result is dropped or the agent ends.
     ///
     /// # Errors
     /// When the agent does not answer.
-    pub fn follow(&self) -> Result<mpsc::Receiver<Flow>> {
+    pub fn follow(self) -> Result<Flows> {
         // No deadline on this one: it lasts as long as the agent.
         let mut client = AgentServiceClient::new(self.channel.clone());
         let mut request = tonic::Request::new(GetFlowsRequest {
@@ -131,7 +151,10 @@ impl Client {
                 }
             }
         });
-        Ok(receiver)
+        Ok(Flows {
+            receiver,
+            _client: self,
+        })
     }
 
     fn call<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T> {

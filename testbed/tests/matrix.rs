@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::{collections::BTreeMap, fs, net::IpAddr, path::Path, sync::mpsc::Receiver};
+use std::{collections::BTreeMap, fs, net::IpAddr, path::Path};
 
 use bulkhead_policy::{
     model::{Mode, Object, Zone},
@@ -12,9 +12,10 @@ use bulkhead_policy::{
     probe::{End, Probe as Question},
     state::Decision,
 };
-use bulkhead_proto::v1::{Flow, FlowEvent};
+use bulkhead_proto::v1::FlowEvent;
 use bulkhead_testbed::{
     Stack, Testnet,
+    client::Flows,
     stack::bulkhead,
     traffic::{Outcome, Probe},
 };
@@ -52,7 +53,7 @@ fn what_happens_is_what_simulate_and_the_oracle_say() {
     let net = Testnet::create(shop()).unwrap();
     let _servers = serve_everywhere(&net);
     let mut stack = Stack::start(&net).unwrap();
-    let flows: Vec<Receiver<Flow>> = (0..net.nodes.len())
+    let flows: Vec<Flows> = (0..net.nodes.len())
         .map(|node| stack.agent(node).unwrap().follow().unwrap())
         .collect();
     let mut total = 0;
@@ -225,9 +226,9 @@ fn compare_with_simulate(net: &Testnet, stack: &Stack, cases: &[Case], name: &st
 /// Denials, by source, destination and port, with the rules named.
 type Records = BTreeMap<(IpAddr, IpAddr, Option<u16>), Vec<String>>;
 
-fn records_of(flows: &[Receiver<Flow>]) -> Records {
+fn records_of(flows: &[Flows]) -> Records {
     let mut records = Records::new();
-    for flow in flows.iter().flat_map(Receiver::try_iter) {
+    for flow in flows.iter().flat_map(Flows::waiting) {
         if flow.event() == FlowEvent::Deny
             && let Some(ip) = &flow.ip
         {

@@ -126,6 +126,7 @@ impl Show<'_> {
             passed: false,
         };
         let why = self.records.why(&wanted, RECORD_MAX);
+        self.screen.wait("forging", Duration::from_millis(700))?;
         let sent: CountReport = report(&mut liar)?;
         let seen: CountReport = report(&mut witness)?;
         self.screen.verdict(&Row {
@@ -174,7 +175,7 @@ impl Show<'_> {
             flow.event() == FlowEvent::Cut || (flow.verdict() == Verdict::Dropped && flow.reason == "revoked")
         });
         match &cut {
-            Some(flow) => self.screen.dim(&format!("    record: {} {}", flow.reason, words(flow))),
+            Some(flow) => self.screen.dim(&format!("    record: {}", words(flow))),
             None => self.expect(false, "the cut left a record"),
         }
         self.screen.dim(&format!(

@@ -2,17 +2,16 @@
 
 use std::{
     net::IpAddr,
-    sync::mpsc,
     time::{Duration, Instant},
 };
 
 use bulkhead_proto::v1::{Flow, FlowEvent, Verdict, layer4::Protocol};
 
-use crate::process;
+use crate::{client::Flows, process};
 
 /// Records as they come in.
 pub(super) struct Records {
-    incoming: mpsc::Receiver<Flow>,
+    incoming: Flows,
     seen: Vec<Flow>,
 }
 
@@ -25,7 +24,7 @@ pub(super) struct Wanted {
 }
 
 impl Records {
-    pub(super) fn new(incoming: mpsc::Receiver<Flow>) -> Self {
+    pub(super) fn new(incoming: Flows) -> Self {
         Self {
             incoming,
             seen: Vec::new(),
@@ -34,7 +33,7 @@ impl Records {
 
     /// Forgets what has come so far.
     pub(super) fn clear(&mut self) {
-        while self.incoming.try_recv().is_ok() {}
+        self.incoming.waiting().for_each(drop);
         self.seen.clear();
     }
 
@@ -48,10 +47,10 @@ impl Records {
             let left = deadline
                 .saturating_duration_since(Instant::now())
                 .min(Duration::from_millis(100));
-            match self.incoming.recv_timeout(left) {
-                Ok(flow) => self.seen.push(flow),
-                Err(_) if Instant::now() >= deadline || process::stopped() => return None,
-                Err(_) => {}
+            match self.incoming.next(left) {
+                Some(flow) => self.seen.push(flow),
+                None if Instant::now() >= deadline || process::stopped() => return None,
+                None => {}
             }
         }
     }
