@@ -27,7 +27,7 @@ pub enum WorldError {
     #[error("the policies do not fit a node that has pod {pod}")]
     Plan {
         /// A pod of the node.
-        pod: WorkloadKey,
+        pod: String,
         /// Why.
         #[source]
         cause: PlanError,
@@ -62,19 +62,18 @@ impl Nodes {
     pub(super) fn new(state: &State) -> Result<Self, WorldError> {
         let mut nodes = Self::default();
         let limits = Limits::default();
-        let slots = usize::try_from(limits.endpoints).unwrap_or(usize::MAX);
-        let endpoints: Vec<&WorkloadKey> = state.endpoints.keys().collect();
-        let mut rest: Vec<&[&WorkloadKey]> = endpoints.chunks(slots.max(1)).rev().collect();
-        while let Some(part) = rest.pop() {
-            match node(state, part, limits) {
-                Ok(node) => nodes.add(node, part),
+        let mut rest = share_out(state, limits);
+        rest.reverse();
+        while let Some(mut part) = rest.pop() {
+            match node(state, &part, limits) {
+                Ok(node) => nodes.add(node, &part),
                 // The node does not hold them all: two nodes do, or say which pod alone is too much.
                 Err(PlanError::Capacity(_)) if part.len() > 1 => {
-                    let (first, second) = part.split_at(part.len() / 2);
-                    rest.extend([second, first]);
+                    let second = part.split_off(part.len() / 2);
+                    rest.extend([second, part]);
                 }
                 Err(cause) => {
-                    let pod = part.first().map_or_else(|| node_less(), |pod| (*pod).clone());
+                    let pod = part.first().map_or_else(String::new, ToString::to_string);
                     return Err(WorldError::Plan { pod, cause });
                 }
             }
@@ -109,11 +108,36 @@ impl Nodes {
     }
 }
 
-fn node_less() -> WorkloadKey {
-    WorkloadKey {
-        namespace: String::new(),
-        name: String::new(),
+/// Shares endpoints out to nodes by what is known before planning: slots, and entries of rulesets. Pods of one ruleset
+/// go together, so that it is written once.
+fn share_out(state: &State, limits: Limits) -> Vec<Vec<&WorkloadKey>> {
+    let slots = usize::try_from(limits.endpoints).unwrap_or(usize::MAX);
+    let room = usize::try_from(limits.rules).unwrap_or(usize::MAX);
+    let mut order: Vec<_> = state.endpoints.iter().collect();
+    order.sort_by_key(|(key, endpoint)| (endpoint.ingress, endpoint.egress, *key));
+    let mut parts: Vec<Vec<&WorkloadKey>> = Vec::new();
+    let (mut here, mut entries) = (BTreeSet::new(), 0usize);
+    for (key, endpoint) in order {
+        let cost = |here: &BTreeSet<_>| -> usize {
+            let rulesets = BTreeSet::from([endpoint.egress, endpoint.ingress]);
+            let new = rulesets.difference(here).filter_map(|name| state.rulesets.get(name));
+            new.map(|ruleset| ruleset.entries.len()).sum()
+        };
+        let more = entries.saturating_add(cost(&here));
+        match parts.last_mut() {
+            Some(part) if part.len() < slots && more <= room => {
+                part.push(key);
+                entries = more;
+            }
+            _ => {
+                here.clear();
+                entries = cost(&here);
+                parts.push(vec![key]);
+            }
+        }
+        here.extend([endpoint.egress, endpoint.ingress]);
     }
+    parts
 }
 
 /// A node that has these pods.
