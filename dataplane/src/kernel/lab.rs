@@ -138,8 +138,8 @@ impl Lab {
     ///
     /// # Errors
     /// A map that cannot be read.
-    pub fn rules(&self) -> Result<u32, KernelError> {
-        self.kernel.maps.rules.used()
+    pub fn rules(&self) -> Result<usize, KernelError> {
+        Ok(all(&self.kernel.maps.rules)?.len())
     }
 
     /// Events not taken yet, in order.
