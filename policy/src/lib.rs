@@ -5,7 +5,8 @@
 //! ```
 
 mod atom;
-pub mod check;
+pub mod capacity;
+mod check;
 pub mod compiler;
 pub mod delta;
 pub mod diagnostic;
