@@ -4,7 +4,11 @@
 //! module here and a variant in `main.rs`.
 
 pub mod check;
+pub mod client;
+pub mod endpoints;
 pub mod explain;
+pub mod flows;
 pub mod manifests;
 pub mod simulate;
+pub mod status;
 pub mod table;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use bulkhead_cli::{check, explain, simulate};
+use bulkhead_cli::{check, endpoints, explain, flows, simulate, status};
 use clap::{Parser, Subcommand};
 
 /// Zero-trust microsegmentation for Kubernetes: see, ask and check what your network policies do.
@@ -21,6 +21,12 @@ enum Command {
     Explain(explain::Arguments),
     /// Look for mistakes in manifests.
     Check(check::Arguments),
+    /// Show connections of this node's pods, and the rule that decided each.
+    Flows(flows::Arguments),
+    /// Show where policies are enforced, and how the controller and this node's agent are.
+    Status(status::Arguments),
+    /// Show this node's pods: device, identity, policies, generation.
+    Endpoints(endpoints::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -28,6 +34,9 @@ fn main() -> ExitCode {
         Command::Simulate(arguments) => simulate::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Flows(arguments) => flows::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Endpoints(arguments) => endpoints::run(&arguments),
     };
     result.unwrap_or_else(|error| {
         // What reads our output went away (`bulkhead check | head`): that is no failure of ours to talk about.

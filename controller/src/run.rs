@@ -85,13 +85,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     }
     tracing::info!("shutting down; nodes keep enforcing what they hold");
     stop.send_replace(true);
-    match tokio::time::timeout(GRACE, &mut server).await {
-        Ok(served) => served.context("closing the socket"),
-        Err(_) => {
-            tracing::warn!("streams did not end within {} s", GRACE.as_secs());
-            Ok(())
-        }
+    if let Ok(served) = tokio::time::timeout(GRACE, &mut server).await {
+        return served.context("closing the socket");
     }
+    tracing::warn!("streams did not end within {} s", GRACE.as_secs());
+    Ok(())
 }
 
 async fn until(mut stopped: watch::Receiver<bool>) {

@@ -18,7 +18,7 @@ use crate::{engine::Input, part::Part, registry::Seat, world::World};
 
 /// First wait before an update the node refused is sent again; doubled up to [`RETRY_MAX`].
 const RETRY: Duration = Duration::from_secs(1);
-const RETRY_MAX: Duration = Duration::from_secs(60);
+const RETRY_MAX: Duration = Duration::from_mins(1);
 /// Characters of a node's error text that are kept.
 const ERROR_CHARACTERS: usize = 1024;
 
@@ -111,7 +111,7 @@ impl Session {
         self.consider();
         loop {
             let ready = self.in_flight.is_none();
-            let retry = self.retry_at.map_or_else(Instant::now, |at| at);
+            let retry = self.retry_at.unwrap_or_else(Instant::now);
             tokio::select! {
                 () = raised(stop) => return Err(Status::unavailable("the controller shuts down")),
                 () = raised(&mut self.seat.displaced) => {
@@ -180,9 +180,9 @@ impl Session {
                     record.snapshots += u64::from(revision.snapshot);
                     record.remember(&part);
                 });
-                updates
-                    .into_iter()
-                    .for_each(|update| self.queue(controller_message::Message::Update(update)));
+                for update in updates {
+                    self.queue(controller_message::Message::Update(update));
+                }
                 self.in_flight = Some(InFlight {
                     revision: revision.revision,
                     part,
@@ -240,7 +240,7 @@ impl Session {
 
     async fn take(&mut self, message: v1::NodeMessage) -> Result<(), Status> {
         match message.message {
-            Some(node_message::Message::Ack(ack)) => self.acknowledged(ack),
+            Some(node_message::Message::Ack(ack)) => self.acknowledged(&ack),
             Some(node_message::Message::Announcement(announcement)) => self.announced(announcement).await,
             Some(node_message::Message::Hello(_)) => Err(Status::invalid_argument("a second Hello on one stream")),
             None => Err(Status::invalid_argument(
@@ -249,7 +249,7 @@ impl Session {
         }
     }
 
-    fn acknowledged(&mut self, ack: v1::Ack) -> Result<(), Status> {
+    fn acknowledged(&mut self, ack: &v1::Ack) -> Result<(), Status> {
         let Some(in_flight) = self.in_flight.take() else {
             return Err(Status::invalid_argument(format!(
                 "an Ack of revision {}, but nothing was sent",

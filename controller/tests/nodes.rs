@@ -276,7 +276,7 @@ async fn a_node_keeps_its_state_while_the_manifests_are_known_in_part() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_breaks_the_protocol_is_told_so() {
     let controller = Controller::start(&[("shop.yaml", &shop())]).await;
-    let refusal = async |first| open(&controller, first).await.err().expect("refused");
+    let refusal = async |first| open(&controller, first).await.expect_err("refused");
     let status = refusal(NodeMessage::Ack(v1::Ack::default())).await;
     assert!(status.message().contains("Hello"), "{status}");
     let status = refusal(NodeMessage::Hello(v1::Hello {

@@ -1,5 +1,7 @@
 //! Random revisions survive the wire, in any number of chunks; what comes back broken is an error that names its field.
 
+#![expect(clippy::unwrap_used, reason = "a test that meets a surprise is to fail")]
+
 mod generate;
 
 use bulkhead_policy::{

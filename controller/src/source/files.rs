@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::{Batch, folder::Folder};
 
-/// A burst of changes (an editor's rename, a ConfigMap's swap, `kubectl get > file`) is one batch when it pauses so long …
+/// A burst of changes (an editor's rename, kubelet's swap, `kubectl get > file`) is one batch when it pauses so long …
 const QUIET: Duration = Duration::from_millis(20);
 /// … or has lasted so long.
 const BURST_MAX: Duration = Duration::from_millis(500);

@@ -1,5 +1,11 @@
 //! A controller on a real socket, and a node that does what an agent does but for the kernel.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that meets a surprise is to fail"
+)]
+
 use std::{path::Path, path::PathBuf, time::Duration};
 
 use bulkhead_controller::{
@@ -48,7 +54,9 @@ impl Controller {
             stop: None,
             running: None,
         };
-        files.iter().for_each(|(name, text)| controller.write(name, text));
+        for (name, text) in files {
+            controller.write(name, text);
+        }
         controller.run().await;
         controller
     }

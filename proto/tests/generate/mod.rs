@@ -1,5 +1,7 @@
 //! Random states and deltas. Port sets have the shape the compiler promises: whole, sorted, each list ending unguarded.
 
+#![expect(clippy::unwrap_used, reason = "a test that meets a surprise is to fail")]
+
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use bulkhead_policy::{

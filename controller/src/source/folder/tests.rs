@@ -28,7 +28,9 @@ impl Fixture {
         let directory = tempfile::tempdir().unwrap();
         let folder = Folder::new(directory.path());
         let fixture = Self { directory, folder };
-        files.iter().for_each(|(name, text)| fixture.write(name, text));
+        for (name, text) in files {
+            fixture.write(name, text);
+        }
         fixture
     }
 
@@ -60,7 +62,12 @@ fn told(batch: &Batch) -> Vec<String> {
 }
 
 fn findings(batch: &Batch) -> String {
-    batch.diagnostics.iter().map(|found| format!("{found}\n")).collect()
+    batch
+        .diagnostics
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[test]
