@@ -294,15 +294,18 @@ impl Testnet {
              route add default via 169.254.1.1 dev eth0\n\
              route add default via fe80::1 dev eth0\n"
         ))?;
-        node.netns.ip(&format!(
-            "route add {v4}/32 dev {device} scope link\nroute add {v6}/128 dev {device}\n"
-        ))?;
         let [node_v4, node_v6] = node.addresses;
-        let route = format!("route add {v4}/32 via {node_v4}\nroute add {v6}/128 via {node_v6}\n");
+        // Without `src` the node would talk to its pod from 169.254.1.1, which is no address of the node.
+        node.netns.ip(&format!(
+            "route add {v4}/32 dev {device} scope link src {node_v4}\nroute add {v6}/128 dev {device} src {node_v6}\n"
+        ))?;
+        let route = |[from_v4, from_v6]: [IpAddr; 2]| {
+            format!("route add {v4}/32 via {node_v4} src {from_v4}\nroute add {v6}/128 via {node_v6} src {from_v6}\n")
+        };
         for other in self.nodes.iter().filter(|other| other.name != node.name) {
-            other.netns.ip(&route)?;
+            other.netns.ip(&route(other.addresses))?;
         }
-        self.outside.ip(&route)?;
+        self.outside.ip(&route(Self::OUTSIDE))?;
         Ok(Pod {
             plan,
             netns,

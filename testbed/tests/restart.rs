@@ -80,16 +80,16 @@ impl Traffic {
         let denied = peer(net, "intruder", "denied", &denied);
         let mac = net.pod("intruder").mac.map(|byte| format!("{byte:02x}")).join(":");
         let (mut streams, mut liars, mut witnesses) = (Vec::new(), Vec::new(), Vec::new());
-        for (ipv6, marker) in [(false, "forged-as-v4"), (true, "forged-as-v6")] {
+        for (ipv6, marker, port) in [(false, "forged-as-v4", "40000"), (true, "forged-as-v6", "40001")] {
             let to = at("api", ipv6, 8125);
             streams.push(peer(
                 net,
                 "web",
                 "stream",
-                &["stream", "--to", &to, "--from-port", "40000"],
+                &["stream", "--to", &to, "--from-port", port],
             ));
             witnesses.push(peer(net, "api", "sniff", &["sniff", "--marker", marker]));
-            let from = at("web", ipv6, 40000);
+            let from = at("web", ipv6, port.parse().unwrap());
             let arguments = [
                 "spoof",
                 "--from",
