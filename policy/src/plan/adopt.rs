@@ -97,10 +97,13 @@ fn names(kernel: &mut Kernel, dump: &MapDump, problems: &mut Vec<Problem>) {
     for (key, entry) in &dump.interned {
         match Name::read(entry) {
             Some(name) => drop(by_kind.entry(key.kind).or_default().insert(key.number, name)),
-            None => problems.push(Problem::Name {
-                kind: key.kind,
-                number: key.number,
-            }),
+            None => {
+                kernel.unreadable.set((key.kind, key.number), Some(()));
+                problems.push(Problem::Name {
+                    kind: key.kind,
+                    number: key.number,
+                });
+            }
         }
     }
     let mut take = |kind: u32| by_kind.remove(&kind).unwrap_or_default();
@@ -123,6 +126,7 @@ fn names(kernel: &mut Kernel, dump: &MapDump, problems: &mut Vec<Problem>) {
     kernel.rulesets = rulesets;
     for (slot, name) in take(intern_kind::ENDPOINT) {
         let Some(key) = workload_of(&name.text) else {
+            kernel.unreadable.set((intern_kind::ENDPOINT, slot), Some(()));
             problems.push(Problem::Name {
                 kind: intern_kind::ENDPOINT,
                 number: slot,

@@ -77,6 +77,9 @@ impl Planner {
         for slot in work.removed {
             self.kernel.remove_slot(Phase::Removals, slot);
         }
+        if dirty.everything {
+            self.kernel.remove_unreadable(Phase::Removals);
+        }
         self.forget_rules();
         if self.kernel.has(Phase::Removals) || self.kernel.has_freed() {
             self.kernel.push(Phase::Barrier, MapOp::Barrier);

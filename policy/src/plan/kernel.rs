@@ -67,6 +67,8 @@ pub(crate) struct Kernel {
     pub(crate) identities: Interner,
     pub(crate) rulesets: Interner,
     pub(crate) rules: Interner,
+    /// Entries of NAMES_OF that could not be read when they were adopted, by kind and number.
+    pub(crate) unreadable: Tracked<(u32, u32), ()>,
     /// Names of slots: the number is the slot.
     pub(crate) slot_names: Tracked<u32, Name>,
     pub(crate) slot_of: Tracked<Digest, u32>,
@@ -108,6 +110,7 @@ impl Kernel {
             identities: interner(layout::identity::FIRST_INTERNED),
             rulesets: interner(1),
             rules: interner(layout::rule::FIRST_INTERNED),
+            unreadable: Tracked::default(),
             slot_names: Tracked::default(),
             slot_of: Tracked::default(),
             slots_of: Tracked::default(),
@@ -244,6 +247,23 @@ impl Kernel {
         if interner.name(number).is_some() {
             interner.remove(number);
             self.push(phase, MapOp::RemoveIntern(InternKey { kind, number }));
+        }
+    }
+
+    /// Removes what could not be read, unless the number has been named anew.
+    pub(crate) fn remove_unreadable(&mut self, phase: Phase) {
+        let unreadable: Vec<(u32, u32)> = self.unreadable.keys().copied().collect();
+        for (kind, number) in unreadable {
+            self.unreadable.set((kind, number), None);
+            let named = match kind {
+                intern_kind::IDENTITY => self.identities.name(number).is_some(),
+                intern_kind::RULESET => self.rulesets.name(number).is_some(),
+                intern_kind::RULE => self.rules.name(number).is_some(),
+                _ => self.slot_names.contains_key(&number),
+            };
+            if !named {
+                self.push(phase, MapOp::RemoveIntern(InternKey { kind, number }));
+            }
         }
     }
 
@@ -533,6 +553,7 @@ impl Kernel {
     }
 
     fn for_maps(&mut self, end: &mut impl End) {
+        end.map(&mut self.unreadable);
         end.map(&mut self.slot_names);
         end.map(&mut self.slot_of);
         end.map(&mut self.slots_of);

@@ -1,41 +1,43 @@
 //! Maps under test: carries writes out one by one and asks, between any two, what a packet would be told.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
 use bulkhead_policy::{
-    model::{Guard, Side},
-    plan::{MapDump, MapOp, MapWriter, Names},
-    state::{AddressKind, Alternative, Decision, PeerId, State},
+    model::{Guard, Side, WorkloadKey, Zone},
+    plan::{LocalEndpoints, MapDump, MapOp, MapWriter, Names},
+    state::{AddressKind, Alternative, Decision, Endpoint, PeerId, State},
 };
 use bulkhead_verdict::{
     address::Address,
     host::{MemMaps, Probe},
     layout::{
-        Alternative as Cell, Config, LeaseKey, RuleKey, action, address_flag, guard, identity, network_flag, side,
+        Alternative as Cell, Config, LeaseKey, NetworkKey, RuleKey, action, address_flag, guard, identity,
+        network_flag, side,
     },
     maps::{Hook, Maps},
     reason::Reason,
 };
 
-use crate::world::{POSITIONS, WORKLOADS, World, ZONE, addresses, ifindex, key, own};
+/// The zone of the hooks.
+pub(crate) const ZONE: Zone = Zone(0);
 
 /// A place and a tuple: what a packet is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Tuple {
-    pub workload: usize,
-    pub device: u8,
-    pub egress: bool,
-    pub own: IpAddr,
-    pub peer: IpAddr,
-    pub position: u32,
+pub(crate) struct Tuple {
+    pub(crate) ifindex: u32,
+    pub(crate) egress: bool,
+    pub(crate) own: IpAddr,
+    pub(crate) peer: IpAddr,
+    pub(crate) position: u32,
 }
 
 /// What it is told: the rule and whether it passes, enforced and in shadow.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Told {
+pub(crate) enum Told {
     NoEndpoint,
     Spoofed,
     Rule {
@@ -47,27 +49,27 @@ pub enum Told {
     Broken(Reason),
 }
 
-pub fn tuples() -> Vec<Tuple> {
+/// Every packet between a device's own addresses and some peers, as far as it is the rules' matter.
+pub(crate) fn tuples(devices: &BTreeMap<u32, BTreeSet<IpAddr>>, peers: &[IpAddr], positions: &[u32]) -> Vec<Tuple> {
     let mut tuples = Vec::new();
-    for workload in 0..WORKLOADS {
-        for device in [0, 1] {
-            for egress in [true, false] {
-                for own in own(workload) {
-                    // A pod and itself are not the rules' matter.
-                    let peers = addresses().into_iter().filter(|peer| peer.is_ipv4() == own.is_ipv4());
-                    for peer in peers.filter(|peer| !crate::world::own(workload).contains(peer)) {
-                        for position in POSITIONS {
-                            tuples.push(Tuple {
-                                workload,
-                                device,
-                                egress,
-                                own,
-                                peer,
-                                position,
-                            });
-                        }
-                    }
-                }
+    for (ifindex, owned) in devices {
+        for (egress, own) in [true, false]
+            .into_iter()
+            .flat_map(|egress| owned.iter().map(move |own| (egress, *own)))
+        {
+            // A pod and itself are not.
+            let peers = peers
+                .iter()
+                .filter(|peer| peer.is_ipv4() == own.is_ipv4() && !owned.contains(peer));
+            for peer in peers {
+                let tuple = |position: &u32| Tuple {
+                    ifindex: *ifindex,
+                    egress,
+                    own,
+                    peer: *peer,
+                    position: *position,
+                };
+                tuples.extend(positions.iter().map(tuple));
             }
         }
     }
@@ -79,10 +81,10 @@ const NOW: u64 = 1_000;
 const LATER: u64 = 1_000_000_000_000;
 
 /// The maps, their names, and everything a program that runs since the last barrier may hold.
-pub struct Bench {
-    pub maps: MemMaps,
-    pub dump: MapDump,
-    pub names: Names,
+pub(crate) struct Bench {
+    pub(crate) maps: MemMaps,
+    pub(crate) dump: MapDump,
+    pub(crate) names: Names,
     held: Reachable,
     highest_generation: u32,
 }
@@ -95,7 +97,7 @@ struct Reachable {
 }
 
 impl Bench {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut maps = MemMaps::default();
         maps.boot.set(NOW);
         maps.leases.insert(
@@ -117,7 +119,7 @@ impl Bench {
     }
 
     /// Carries out one write and checks what must hold of any write.
-    pub fn write(&mut self, op: &MapOp) {
+    pub(crate) fn write(&mut self, op: &MapOp) {
         match op {
             MapOp::Range(index, _) => assert!(!self.held.ranges.contains(index), "{op:?} is in use"),
             MapOp::Alternative(index, _) => assert!(!self.held.alternatives.contains(index), "{op:?} is in use"),
@@ -178,26 +180,25 @@ impl Bench {
     }
 
     fn config(&self, tuple: &Tuple) -> Option<&Config> {
-        let ifindex = ifindex(tuple.workload, tuple.device);
-        let word = self.maps.endpoint(self.maps.device(ifindex)?)?;
+        let word = self.maps.endpoint(self.maps.device(tuple.ifindex)?)?;
         self.maps
             .config(word.config)
-            .filter(|config| word.config != 0 && config.ifindex == ifindex)
+            .filter(|config| word.config != 0 && config.ifindex == tuple.ifindex)
     }
 
     /// What the maps tell a packet: the kernel's lookups, done here on the dump so that thousands of packets can be asked
     /// about between two writes. [`Bench::judged`] asks the verdict itself; the two are compared all the time.
-    pub fn told(&self, tuple: &Tuple) -> Told {
+    pub(crate) fn told(&self, tuple: &Tuple) -> Told {
         self.told_of(tuple, None)
     }
 
     /// The image class the maps give a peer.
-    pub fn class(&self, peer: IpAddr) -> u32 {
+    pub(crate) fn class(&self, peer: IpAddr) -> u32 {
         self.who(peer).1
     }
 
     /// The same; `class` overrides the image class of the peer.
-    pub fn told_of(&self, tuple: &Tuple, class_override: Option<u32>) -> Told {
+    pub(crate) fn told_of(&self, tuple: &Tuple, class_override: Option<u32>) -> Told {
         let Some(config) = self.config(tuple) else {
             return Told::NoEndpoint;
         };
@@ -257,15 +258,15 @@ impl Bench {
             IpAddr::V4(v4) => u128::from(v4.to_ipv6_mapped()),
             IpAddr::V6(v6) => u128::from(v6),
         };
-        let covers = |length: u32, base: Address| {
-            let shift = 160 - length;
-            shift >= 128 || bits(base) >> shift == bits(peer.into()) >> shift
+        let covers = |length: u32, key: &NetworkKey| {
+            let (shift, base) = (160 - length, key.address);
+            key.zone_be == 0 && (shift >= 128 || bits(base) >> shift == bits(peer.into()) >> shift)
         };
         let networks = self
             .dump
             .networks
             .iter()
-            .filter(|((length, key), _)| covers(*length, key.address));
+            .filter(|((length, key), _)| covers(*length, key));
         let network = networks.max_by_key(|((length, _), _)| *length).map(|(_, entry)| entry);
         let identity = network
             .map(|entry| entry.identity)
@@ -299,7 +300,8 @@ impl Bench {
                         image_class,
                     }) != (cell.negated == 1)
                 }
-                _ => self.maps.expiries.contains_key(&cell.argument),
+                guard::UNTIL => self.maps.expiries.contains_key(&cell.argument),
+                _ => false,
             };
             if holds {
                 return Some(cell);
@@ -310,7 +312,7 @@ impl Bench {
     }
 
     /// What the verdict makes of the first packet of the connection, with nothing remembered of any other.
-    pub fn judged(&self, tuple: &Tuple) -> Told {
+    pub(crate) fn judged(&self, tuple: &Tuple) -> Told {
         self.maps.denies.borrow_mut().clear();
         self.maps.events.borrow_mut().clear();
         let (hook, [source, destination]) = match tuple.egress {
@@ -320,6 +322,7 @@ impl Bench {
         let (protocol, port) = match tuple.position >> 16 {
             0 => (6, tuple.position & 0xffff),
             1 => (17, tuple.position & 0xffff),
+            2 => (132, tuple.position & 0xffff),
             _ => (u8::try_from(tuple.position & 0xff).unwrap(), 0),
         };
         let probe = Probe {
@@ -329,7 +332,7 @@ impl Bench {
             port: u16::try_from(port).unwrap(),
             socket: false,
         };
-        let verdict = self.maps.probe(hook, ifindex(tuple.workload, tuple.device), &probe);
+        let verdict = self.maps.probe(hook, tuple.ifindex, &probe);
         match verdict.reason {
             Reason::UnknownEndpoint | Reason::MissingConfig => Told::NoEndpoint,
             Reason::SpoofedAddress | Reason::WrongDestination => Told::Spoofed,
@@ -353,33 +356,41 @@ impl Bench {
 }
 
 /// What a state says, from its own words: an evaluation that knows nothing of maps.
-pub struct Expected {
-    world: World,
+pub(crate) struct Expected {
     state: State,
-    entries: BTreeMap<IpAddr, (Vec<PeerId>, u32)>,
+    devices: BTreeMap<u32, WorkloadKey>,
+    peers: RefCell<BTreeMap<IpAddr, (Vec<PeerId>, u32)>>,
 }
 
 impl Expected {
-    pub fn new(world: &World) -> Self {
-        let state = world.state();
-        let entries = addresses()
-            .into_iter()
-            .map(|address| (address, who(&state, address)))
-            .collect();
+    pub(crate) fn new(state: State, local: &LocalEndpoints) -> Self {
+        let wanted = local.iter().filter(|(key, local)| {
+            let endpoint = state.endpoints.get(key);
+            endpoint.is_some_and(|endpoint| local.uid.as_ref().is_none_or(|uid| *uid == endpoint.uid))
+        });
+        let devices = wanted.map(|(key, local)| (local.ifindex, key.clone())).collect();
         Self {
-            world: world.clone(),
             state,
-            entries,
+            devices,
+            peers: RefCell::default(),
         }
     }
 
+    fn endpoint(&self, ifindex: u32) -> Option<&Endpoint> {
+        self.state.endpoints.get(self.devices.get(&ifindex)?)
+    }
+
+    fn who(&self, peer: IpAddr) -> (Vec<PeerId>, u32) {
+        self.peers
+            .borrow_mut()
+            .entry(peer)
+            .or_insert_with(|| who(&self.state, peer))
+            .clone()
+    }
+
     /// What a state tells a packet; `class` overrides the image class of the peer.
-    pub fn told(&self, tuple: &Tuple, class: Option<u32>) -> Told {
-        let pod = self.world.pods[tuple.workload]
-            .as_ref()
-            .filter(|pod| pod.device == Some(tuple.device));
-        let endpoint = pod.and_then(|_| self.state.endpoints.get(&key(tuple.workload)));
-        let Some(endpoint) = endpoint else {
+    pub(crate) fn told(&self, tuple: &Tuple, class: Option<u32>) -> Told {
+        let Some(endpoint) = self.endpoint(tuple.ifindex) else {
             return Told::NoEndpoint;
         };
         if !endpoint.addresses.contains(&tuple.own) {
@@ -390,7 +401,7 @@ impl Expected {
         } else {
             endpoint.ingress
         };
-        let (chain, bound_class) = &self.entries[&tuple.peer];
+        let (chain, bound_class) = self.who(tuple.peer);
         let ruleset = &self.state.rulesets[&name];
         let Some(ports) = chain.iter().find_map(|peer| ruleset.entries.get(peer)) else {
             return Told::Broken(Reason::MissingRuleset);
@@ -400,7 +411,7 @@ impl Expected {
             .iter()
             .find(|range| range.low <= tuple.position && tuple.position <= range.high)
             .unwrap();
-        let classes = [endpoint.image_class, class.unwrap_or(*bound_class)];
+        let classes = [endpoint.image_class, class.unwrap_or(bound_class)];
         let (passes, rule) = decide(&range.enforce, classes);
         let shadow = if range.shadow.is_empty() {
             &range.enforce
@@ -417,19 +428,28 @@ impl Expected {
     }
 
     /// The image class of an address.
-    pub fn class(&self, peer: IpAddr) -> u32 {
-        self.entries[&peer].1
+    pub(crate) fn class(&self, peer: IpAddr) -> u32 {
+        self.who(peer).1
     }
 
     /// Whose the hook's endpoint is.
-    pub fn uid(&self, workload: usize) -> Option<u8> {
-        self.world.pods[workload].as_ref().map(|pod| pod.uid)
+    pub(crate) fn owner(&self, ifindex: u32) -> Option<(&WorkloadKey, &str)> {
+        Some((self.devices.get(&ifindex)?, self.endpoint(ifindex)?.uid.as_str()))
+    }
+
+    /// The devices and what their endpoints own.
+    pub(crate) fn devices(&self) -> impl Iterator<Item = (u32, &BTreeSet<IpAddr>)> {
+        self.devices
+            .keys()
+            .filter_map(|ifindex| Some((*ifindex, &self.endpoint(*ifindex)?.addresses)))
     }
 }
 
 fn decide(list: &[Alternative], [subject, peer]: [u32; 2]) -> (bool, String) {
     let holds = |guard: Guard| match guard {
-        Guard::Lease { side, negated, .. } => (1 == if side == Side::Subject { subject } else { peer }) != negated,
+        Guard::Lease { profile, side, negated } => {
+            (profile == 1 && 1 == if side == Side::Subject { subject } else { peer }) != negated
+        }
         Guard::Until(number) => number == 2,
         Guard::Name(_) => false,
     };
@@ -451,7 +471,7 @@ fn who(state: &State, address: IpAddr) -> (Vec<PeerId>, u32) {
     let covering = state
         .networks
         .iter()
-        .filter(|((_, prefix), _)| prefix.contains(address));
+        .filter(|((zone, prefix), _)| *zone == ZONE && prefix.contains(address));
     let network = covering
         .max_by_key(|((_, prefix), _)| prefix.prefix())
         .map(|(_, network)| network);

@@ -2,6 +2,8 @@
 //! one says, whatever is batched and wherever a plan is cut off.
 
 mod bench;
+mod carry;
+mod clusters;
 mod plans;
 mod properties;
 mod world;

@@ -1,81 +1,20 @@
 //! Properties over random states and histories.
 
 use bulkhead_policy::{
-    plan::{Limits, MapOp, Planner},
+    plan::{Limits, Planner},
     state::Delta,
 };
 use proptest::prelude::*;
 
 use crate::{
-    bench::{Bench, Expected, Told, Tuple, tuples},
-    world::{NODE, World, steps, world},
+    bench::{Bench, Expected},
+    carry::{Allowed, carry_out},
+    world::{NODE, World, packets, steps, world},
 };
-
-/// What a packet may be told while a plan runs from one state of affairs to another.
-struct Allowed {
-    tuples: Vec<Tuple>,
-    told: Vec<Vec<Told>>,
-}
-
-impl Allowed {
-    /// What the maps say now, or what the new state says. `old` is the state the maps came from, where there is one: an
-    /// image class that changes with the binding may be seen first, as a change of its own.
-    fn new(bench: &Bench, old: &[&Expected], new: &Expected) -> Self {
-        let tuples = tuples();
-        let told = tuples.iter().map(|tuple| {
-            let mut told = vec![bench.told(tuple), new.told(tuple, None)];
-            let classes = [bench.class(tuple.peer), new.class(tuple.peer)];
-            if classes[0] != classes[1] {
-                for class in [classes[0], classes[1], 0] {
-                    told.extend([bench.told_of(tuple, Some(class)), new.told(tuple, Some(class))]);
-                }
-            }
-            if old.iter().any(|old| old.uid(tuple.workload) != new.uid(tuple.workload)) {
-                told.push(Told::NoEndpoint);
-            }
-            told
-        });
-        let told = told.collect();
-        Self { tuples, told }
-    }
-
-    /// `turn` picks the tuples about which the verdict itself is asked too: another few each time.
-    fn check(&self, bench: &Bench, turn: usize, after: &dyn Fn() -> String) {
-        for ((at, tuple), allowed) in self.tuples.iter().enumerate().zip(&self.told) {
-            let told = bench.told(tuple);
-            if (at + turn * 7) % 61 == 0 {
-                assert_eq!(bench.judged(tuple), told, "{tuple:?}");
-            }
-            assert!(
-                allowed.contains(&told),
-                "{}\n{tuple:?} is told {told:?}, may be told {allowed:?}",
-                after()
-            );
-        }
-    }
-}
-
-/// Writes that can change what a packet is told.
-fn is_visible(op: &MapOp) -> bool {
-    !matches!(
-        op,
-        MapOp::Intern(..) | MapOp::Barrier | MapOp::Epoch | MapOp::PeerEpoch(_)
-    )
-}
-
-/// Carries out the first `count` writes, with every promise checked after each.
-fn carry_out(bench: &mut Bench, ops: &[MapOp], count: usize, allowed: &Allowed) {
-    for (at, op) in ops.iter().take(count).enumerate() {
-        bench.write(op);
-        if is_visible(op) {
-            allowed.check(bench, at, &|| format!("after write {at} of {}: {op:?}", ops.len()));
-        }
-    }
-}
 
 /// The maps say what the state says, and the planner uses what it would use from scratch.
 fn arrived(bench: &Bench, planner: &Planner, world: &World, expected: &Expected) {
-    for tuple in tuples() {
+    for tuple in packets() {
         assert_eq!(bench.told(&tuple), expected.told(&tuple, None), "{tuple:?}");
     }
     let mut fresh = Planner::new(NODE, Limits::default());
@@ -113,17 +52,17 @@ proptest! {
     fn every_write_of_a_delta_shows_old_or_new(first in world(), batches in prop::collection::vec(steps(), 1..5)) {
         let (mut bench, mut planner) = (Bench::new(), Planner::new(NODE, Limits::default()));
         let mut world = first;
-        let mut expected = Expected::new(&world);
+        let mut expected = world.expected();
         let ops = planner.plan(&world.state(), &world.local()).unwrap();
-        let allowed = Allowed::new(&bench, &[], &expected);
+        let allowed = Allowed::new(packets(), &bench, &[], &expected);
         carry_out(&mut bench, &ops, ops.len(), &allowed);
         arrived(&bench, &planner, &world, &expected);
         for batch in batches {
             let next = after_steps(&world, &batch);
-            let new = Expected::new(&next);
+            let new = next.expected();
             let delta = Delta::between(&world.state(), &next.state());
             let ops = planner.plan_delta(&delta, &next.local()).unwrap();
-            let allowed = Allowed::new(&bench, &[&expected], &new);
+            let allowed = Allowed::new(packets(), &bench, &[&expected], &new);
             carry_out(&mut bench, &ops, ops.len(), &allowed);
             prop_assert_eq!(planner.state(), &next.state());
             (world, expected) = (next, new);
@@ -142,17 +81,17 @@ proptest! {
         let mut world = first;
         let ops = planner.plan(&world.state(), &world.local()).unwrap();
         ops.iter().for_each(|op| bench.write(op));
-        let mut before = vec![Expected::new(&world)];
+        let mut before = vec![world.expected()];
         for (batch, cut) in rounds {
             world = after_steps(&world, &batch);
-            let new = Expected::new(&world);
+            let new = world.expected();
             let (mut planner, problems) = Planner::adopt(NODE, Limits::default(), &bench.dump);
             prop_assert_eq!(problems, []);
             let ops = planner.plan(&world.state(), &world.local()).unwrap();
             let old: Vec<&Expected> = before.iter().collect();
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a fraction of a list")]
             let count = (ops.len() as f64 * cut) as usize;
-            let allowed = Allowed::new(&bench, &old, &new);
+            let allowed = Allowed::new(packets(), &bench, &old, &new);
             carry_out(&mut bench, &ops, count, &allowed);
             before.push(new);
         }
@@ -160,7 +99,7 @@ proptest! {
         let (mut planner, _) = Planner::adopt(NODE, Limits::default(), &bench.dump);
         let ops = planner.plan(&world.state(), &world.local()).unwrap();
         let old: Vec<&Expected> = before.iter().chain([&expected]).collect();
-        let allowed = Allowed::new(&bench, &old, &expected);
+        let allowed = Allowed::new(packets(), &bench, &old, &expected);
         carry_out(&mut bench, &ops, ops.len(), &allowed);
         arrived(&bench, &planner, &world, &expected);
     }
@@ -198,7 +137,7 @@ proptest! {
                 Err(error) => prop_assert!(error.to_string().contains("nothing was written"), "{error}"),
             }
             // Whatever happened, planner and maps agree.
-            let expected = Expected::new(&world);
+            let expected = world.expected();
             arrived_in_limits(&bench, &mut tight, &world, &expected);
         }
     }

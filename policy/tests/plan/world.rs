@@ -11,7 +11,7 @@ use std::{
 
 use bulkhead_policy::{
     digest::Digest,
-    model::{Attachment, Builtin, Direction, Guard, PolicyKey, PolicyKind, RuleName, Side, WorkloadKey, Zone},
+    model::{Attachment, Builtin, Direction, Guard, PolicyKey, PolicyKind, RuleName, Side, WorkloadKey},
     plan::{LocalEndpoint, LocalEndpoints},
     state::{
         AddressKind, Alternative, Binding, Decision, Endpoint, Identity, Network, PeerId, PortSet, Range, Ruleset,
@@ -20,18 +20,25 @@ use bulkhead_policy::{
 };
 use proptest::prelude::*;
 
-pub const NODE: &str = "here";
-pub const ZONE: Zone = Zone(0);
-pub const WORKLOADS: usize = 4;
+pub(crate) const NODE: &str = "here";
+use crate::bench::{Expected, Tuple, ZONE, tuples};
+
+pub(crate) const WORKLOADS: usize = 4;
 /// Identities `0..4` are pods', `4..6` nodes', `6..10` networks'.
-pub const IDENTITIES: usize = 10;
+pub(crate) const IDENTITIES: usize = 10;
 /// Rulesets `0..4` are egress, `4..8` ingress.
-pub const RULESETS: usize = 8;
+pub(crate) const RULESETS: usize = 8;
 /// Positions that port sets tell apart.
-pub const POSITIONS: [u32; 4] = [80, 443, 0x1_0035, 0x5_002f];
+pub(crate) const POSITIONS: [u32; 4] = [80, 443, 0x1_0035, 0x5_002f];
+
+/// Every packet of the world.
+pub(crate) fn packets() -> Vec<Tuple> {
+    let devices = (0..WORKLOADS).flat_map(|at| [0, 1].map(|variant| (ifindex(at, variant), BTreeSet::from(own(at)))));
+    tuples(&devices.collect(), &addresses(), &POSITIONS)
+}
 
 /// Addresses of the world; the first two of each workload are its own.
-pub fn addresses() -> Vec<IpAddr> {
+pub(crate) fn addresses() -> Vec<IpAddr> {
     let own = (0..WORKLOADS).flat_map(own);
     let others = [
         "10.0.0.9",
@@ -47,7 +54,7 @@ pub fn addresses() -> Vec<IpAddr> {
 }
 
 /// The addresses a workload may have.
-pub fn own(workload: usize) -> [IpAddr; 2] {
+pub(crate) fn own(workload: usize) -> [IpAddr; 2] {
     [
         ip(&format!("10.0.0.{}", workload + 1)),
         ip(&format!("fd00::{}", workload + 1)),
@@ -68,53 +75,53 @@ fn networks() -> Vec<&'static str> {
     ]
 }
 
-pub fn ip(text: &str) -> IpAddr {
+pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-pub fn key(workload: usize) -> WorkloadKey {
+pub(crate) fn key(workload: usize) -> WorkloadKey {
     WorkloadKey {
         namespace: "ns".into(),
         name: format!("w{workload}"),
     }
 }
 
-pub fn ifindex(workload: usize, variant: u8) -> u32 {
+pub(crate) fn ifindex(workload: usize, variant: u8) -> u32 {
     u32::try_from(10 + workload).unwrap() + 100 * u32::from(variant)
 }
 
-pub fn identity(number: usize) -> Digest {
+pub(crate) fn identity(number: usize) -> Digest {
     Digest::of("test identity", [number.to_le_bytes().as_slice()])
 }
 
-pub fn ruleset(number: usize) -> Digest {
+pub(crate) fn ruleset(number: usize) -> Digest {
     Digest::of("test ruleset", [number.to_le_bytes().as_slice()])
 }
 
 /// An endpoint of a description.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Pod {
-    pub uid: u8,
-    pub egress: usize,
-    pub ingress: usize,
-    pub image_class: u32,
+pub(crate) struct Pod {
+    pub(crate) uid: u8,
+    pub(crate) egress: usize,
+    pub(crate) ingress: usize,
+    pub(crate) image_class: u32,
     /// Which of its addresses it has.
-    pub has: [bool; 2],
+    pub(crate) has: [bool; 2],
     /// Its device: none, or one of two.
-    pub device: Option<u8>,
+    pub(crate) device: Option<u8>,
 }
 
 /// A state in few numbers.
 #[derive(Clone, PartialEq, Debug)]
-pub struct World {
-    pub pods: Vec<Option<Pod>>,
+pub(crate) struct World {
+    pub(crate) pods: Vec<Option<Pod>>,
     /// Identity and image class of every address of [`addresses`].
-    pub bindings: Vec<Option<(usize, u32)>>,
+    pub(crate) bindings: Vec<Option<(usize, u32)>>,
     /// Identity and "pod range" of every prefix of [`networks`].
-    pub networks: Vec<Option<(usize, bool)>>,
-    pub salt: [u8; RULESETS],
+    pub(crate) networks: Vec<Option<(usize, bool)>>,
+    pub(crate) salt: [u8; RULESETS],
     /// A ruleset that is loaded though nobody uses it.
-    pub extra: usize,
+    pub(crate) extra: usize,
 }
 
 fn pod() -> impl Strategy<Value = Pod> {
@@ -138,7 +145,7 @@ fn pod() -> impl Strategy<Value = Pod> {
         })
 }
 
-pub fn world() -> impl Strategy<Value = World> {
+pub(crate) fn world() -> impl Strategy<Value = World> {
     let count = addresses().len();
     let class = prop_oneof![7 => Just(0_u32), 1 => Just(1_u32)];
     let salt = prop_oneof![20 => Just(0_u8), 1 => Just(1_u8)];
@@ -163,7 +170,7 @@ pub fn world() -> impl Strategy<Value = World> {
 
 /// A change of a world: most are small, as deltas are.
 #[derive(Clone, Debug)]
-pub enum Step {
+pub(crate) enum Step {
     Pod(usize, Option<Pod>),
     Bind(usize, Option<(usize, u32)>),
     Network(usize, Option<(usize, bool)>),
@@ -174,7 +181,7 @@ pub enum Step {
     Whole(World),
 }
 
-pub fn step() -> impl Strategy<Value = Step> {
+pub(crate) fn step() -> impl Strategy<Value = Step> {
     let count = addresses().len();
     prop_oneof![
         3 => (0..WORKLOADS, prop::option::weighted(0.8, pod())).prop_map(|(at, pod)| Step::Pod(at, pod)),
@@ -187,12 +194,12 @@ pub fn step() -> impl Strategy<Value = Step> {
 }
 
 /// A batch of changes.
-pub fn steps() -> impl Strategy<Value = Vec<Step>> {
+pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step(), 1..6)
 }
 
 impl World {
-    pub fn step(&mut self, step: &Step) {
+    pub(crate) fn step(&mut self, step: &Step) {
         match step {
             Step::Pod(at, pod) => self.pods[*at] = pod.clone(),
             Step::Bind(at, to) => self.bindings[*at] = *to,
@@ -218,7 +225,11 @@ impl World {
         }
     }
 
-    pub fn local(&self) -> LocalEndpoints {
+    pub(crate) fn expected(&self) -> Expected {
+        Expected::new(self.state(), &self.local())
+    }
+
+    pub(crate) fn local(&self) -> LocalEndpoints {
         let pods = self
             .pods
             .iter()
@@ -237,7 +248,7 @@ impl World {
         .collect()
     }
 
-    pub fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         let mut state = State::default();
         let mut used = BTreeSet::from([self.extra]);
         for (at, pod) in self.pods.iter().enumerate() {
@@ -285,7 +296,7 @@ impl World {
     }
 }
 
-pub fn uid(pod: &Pod) -> String {
+pub(crate) fn uid(pod: &Pod) -> String {
     format!("uid-{}", pod.uid)
 }
 
