@@ -45,13 +45,21 @@ pub fn empty(_context: TcContext) -> i32 {
 /// For measurements: as [`from_pod`], each time with the next source port.
 #[classifier]
 pub fn bench_new_flow(context: TcContext) -> i32 {
-    if bench::next_port(&Skb::new(&context)) { run(&context, Hook::FromPod) } else { SHOT }
+    if bench::next_port(&Skb::new(&context)) {
+        run(&context, Hook::FromPod)
+    } else {
+        SHOT
+    }
 }
 
 /// For measurements: the next source port and nothing else, which [`bench_new_flow`] does beside judging.
 #[classifier]
 pub fn bench_mutate(context: TcContext) -> i32 {
-    if bench::next_port(&Skb::new(&context)) { NEXT } else { SHOT }
+    if bench::next_port(&Skb::new(&context)) {
+        NEXT
+    } else {
+        SHOT
+    }
 }
 
 /// Judges one packet.
@@ -59,7 +67,11 @@ pub fn bench_mutate(context: TcContext) -> i32 {
 fn run(context: &TcContext, hook: Hook) -> i32 {
     // The array has the element; without one there is nowhere to judge, so nothing passes.
     let Some(scratch) = state::scratch() else { return SHOT };
-    if decide(&Skb::new(context), &Kernel, scratch, hook).reason.passes() { NEXT } else { SHOT }
+    if decide(&Skb::new(context), &Kernel, scratch, hook).reason.passes() {
+        NEXT
+    } else {
+        SHOT
+    }
 }
 
 #[panic_handler]

@@ -22,7 +22,9 @@ impl Skb {
     /// The buffer of a program's context.
     #[inline(always)]
     pub(crate) fn new(context: &TcContext) -> Self {
-        Self { buffer: context.skb.skb }
+        Self {
+            buffer: context.skb.skb,
+        }
     }
 
     /// First byte and the byte behind the last one that is readable.

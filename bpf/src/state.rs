@@ -138,7 +138,9 @@ impl Maps for Kernel {
     #[inline(always)]
     fn peer_epoch(&self, slot: u32) -> u32 {
         // SAFETY: as for the epoch.
-        BK_PEER_EPOCH.get_ptr(slot).map_or(0, |epoch| unsafe { epoch.read_volatile() })
+        BK_PEER_EPOCH
+            .get_ptr(slot)
+            .map_or(0, |epoch| unsafe { epoch.read_volatile() })
     }
 
     #[inline(always)]
@@ -152,7 +154,10 @@ impl Maps for Kernel {
         // SAFETY: as for the epoch; the type has 8 bytes and the element's alignment is 8.
         BK_ENDPOINT.get_ptr(slot).map(|word| unsafe {
             let word = word.cast::<u64>().read_volatile();
-            EndpointWord { config: word as u32, generation: (word >> 32) as u32 }
+            EndpointWord {
+                config: word as u32,
+                generation: (word >> 32) as u32,
+            }
         })
     }
     #[inline(always)]
@@ -162,11 +167,20 @@ impl Maps for Kernel {
     #[inline(always)]
     fn address(&self, zone: u32, address: &Address) -> Option<AddressEntry> {
         // SAFETY: as for the device.
-        unsafe { BK_ADDRESS.get(AddressKey { address: *address, zone }) }.copied()
+        unsafe {
+            BK_ADDRESS.get(AddressKey {
+                address: *address,
+                zone,
+            })
+        }
+        .copied()
     }
     #[inline(always)]
     fn network(&self, zone: u32, address: &Address) -> Option<NetworkEntry> {
-        let key = NetworkKey { zone_be: zone.to_be(), address: *address };
+        let key = NetworkKey {
+            zone_be: zone.to_be(),
+            address: *address,
+        };
         BK_NETWORK.get(&Key::new(160, key)).copied()
     }
     #[inline(always)]

@@ -35,7 +35,11 @@ fn the_kernel_judges_as_the_host() {
         println!("{count:6}  {name}");
     }
     println!("{packets} packets; {told} vectors on the host only");
-    assert_eq!(coverage.holes(HOST_ONLY_REASONS), Vec::<String>::new(), "not reached in the kernel");
+    assert_eq!(
+        coverage.holes(HOST_ONLY_REASONS),
+        Vec::<String>::new(),
+        "not reached in the kernel"
+    );
 }
 
 /// Runs one vector; the number of packets judged.
@@ -58,7 +62,12 @@ fn run(machine: &mut Machine, vector: &Vector, coverage: &mut Coverage) -> u64 {
             }
         }
     }
-    assert_eq!(machine.counted_denials(), drops, "{}: every drop is in a record of BK_DENY", vector.name);
+    assert_eq!(
+        machine.counted_denials(),
+        drops,
+        "{}: every drop is in a record of BK_DENY",
+        vector.name
+    );
     packets
 }
 

@@ -201,7 +201,11 @@ pub struct Moment {
 #[inline(always)]
 pub fn touch<M: Maps>(maps: &M, flow: &Flow, headers: &Headers, index: u8, forward: bool, moment: &Moment) {
     if headers.protocol == protocol::TCP {
-        let seen = if forward { &flow.initiator_flags } else { &flow.responder_flags };
+        let seen = if forward {
+            &flow.initiator_flags
+        } else {
+            &flow.responder_flags
+        };
         let flags = seen.get();
         if flags | headers.tcp_flags != flags {
             seen.set(flags | headers.tcp_flags);
@@ -210,7 +214,11 @@ pub fn touch<M: Maps>(maps: &M, flow: &Flow, headers: &Headers, index: u8, forwa
     let [initiator, _] = &flow.sides;
     if index == 0 || initiator.ifindex.get() == 0 {
         let ([sent, received], [sent_bytes, received_bytes]) = (&flow.packets, &flow.bytes);
-        let (packets, bytes) = if forward { (sent, sent_bytes) } else { (received, received_bytes) };
+        let (packets, bytes) = if forward {
+            (sent, sent_bytes)
+        } else {
+            (received, received_bytes)
+        };
         maps.add(packets, 1);
         maps.add(bytes, u64::from(moment.length));
     }
@@ -239,4 +247,3 @@ pub fn fits(headers: &Headers, forward: bool) -> bool {
         Role::Follows => headers.protocol == protocol::TCP || !forward,
     }
 }
-

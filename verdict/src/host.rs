@@ -71,7 +71,13 @@ impl Prefix {
     /// The prefix of an address range as people write it: `length` counts the family's own bits.
     pub fn new(zone: u32, address: IpAddr, length: u32) -> Self {
         let offset: u32 = if address.is_ipv4() { 128 } else { 32 };
-        Self::masked(offset.saturating_add(length), NetworkKey { zone_be: zone.to_be(), address: address.into() })
+        Self::masked(
+            offset.saturating_add(length),
+            NetworkKey {
+                zone_be: zone.to_be(),
+                address: address.into(),
+            },
+        )
     }
 
     /// Clears the bits that do not count.
@@ -88,7 +94,13 @@ impl Prefix {
             *word = (u32::from_be(*word) & mask).to_be();
         }
         let [zone_be, a, b, c, d] = words;
-        Self { length, key: NetworkKey { zone_be, address: Address([a, b, c, d]) } }
+        Self {
+            length,
+            key: NetworkKey {
+                zone_be,
+                address: Address([a, b, c, d]),
+            },
+        }
     }
 }
 
@@ -108,7 +120,12 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { confirmed: CONFIRMED as usize, tentative: TENTATIVE as usize, denies: DENIES as usize, events: 1 << 16 }
+        Self {
+            confirmed: CONFIRMED as usize,
+            tentative: TENTATIVE as usize,
+            denies: DENIES as usize,
+            events: 1 << 16,
+        }
     }
 }
 
@@ -179,13 +196,24 @@ impl MemMaps {
     pub fn probe(&self, hook: Hook, ifindex: u32, probe: &Probe) -> Verdict {
         self.confirmed.borrow_mut().clear();
         self.tentative.borrow_mut().clear();
-        let config = self.device(ifindex).and_then(|slot| self.endpoint(slot)).and_then(|word| self.config(word.config));
+        let config = self
+            .device(ifindex)
+            .and_then(|slot| self.endpoint(slot))
+            .and_then(|word| self.config(word.config));
         let mac = match hook {
             Hook::FromPod => config.map_or([0; 6], |config| config.mac),
             Hook::ToPod => [2, 0, 0, 0, 0, 1],
         };
         let bytes = probe.first_packet(mac);
-        self.decide(hook, &Slice { bytes: &bytes, ifindex, socket: probe.socket, tagged: false })
+        self.decide(
+            hook,
+            &Slice {
+                bytes: &bytes,
+                ifindex,
+                socket: probe.socket,
+                tagged: false,
+            },
+        )
     }
 
     /// A copy of what user space wrote, without flows, fragments, denials, events and counters.
@@ -215,7 +243,11 @@ impl MemMaps {
 
     /// What a counter of STATS says.
     pub fn counted(&self, hook: Hook, number: u8) -> Counter {
-        self.stats.borrow().get(&(hook as u8, number)).copied().unwrap_or_default()
+        self.stats
+            .borrow()
+            .get(&(hook as u8, number))
+            .copied()
+            .unwrap_or_default()
     }
 
     /// An array's element: zero when it was never set, `None` beyond the end.
@@ -289,11 +321,21 @@ impl Maps for MemMaps {
         (index < CONFIGS).then(|| self.configs.get(&index).unwrap_or(&self.unset))
     }
     fn address(&self, zone: u32, address: &Address) -> Option<AddressEntry> {
-        self.addresses.get(&AddressKey { address: *address, zone }).copied()
+        self.addresses
+            .get(&AddressKey {
+                address: *address,
+                zone,
+            })
+            .copied()
     }
     fn network(&self, zone: u32, address: &Address) -> Option<NetworkEntry> {
-        let key = NetworkKey { zone_be: zone.to_be(), address: *address };
-        (0..=160).rev().find_map(|length| self.networks.get(&Prefix::masked(length, key)).copied())
+        let key = NetworkKey {
+            zone_be: zone.to_be(),
+            address: *address,
+        };
+        (0..=160)
+            .rev()
+            .find_map(|length| self.networks.get(&Prefix::masked(length, key)).copied())
     }
     fn rule(&self, key: &RuleKey) -> Option<PortSet> {
         self.rules.get(key).copied()
@@ -371,7 +413,11 @@ impl Maps for MemMaps {
             self.count(hook, stat::LOST_EVENT, 0);
             return;
         }
-        let mut event = Event { sequence: self.sequence.get(), cpu: 0, ..Event::default() };
+        let mut event = Event {
+            sequence: self.sequence.get(),
+            cpu: 0,
+            ..Event::default()
+        };
         fill(&mut event);
         events.push(event);
     }
@@ -391,9 +437,16 @@ fn copy<T: FromBytes + IntoBytes + Default>(value: &T) -> Option<T> {
     T::read_from_bytes(&bytes).ok()
 }
 
-#[expect(unsafe_code, reason = "cells cannot be borrowed as bytes; the host runs one decision at a time")]
+#[expect(
+    unsafe_code,
+    reason = "cells cannot be borrowed as bytes; the host runs one decision at a time"
+)]
 fn read_words<T: IntoBytes>(value: &T, bytes: &mut [u8]) {
     // SAFETY: `T: IntoBytes` has no padding, `bytes` has its size, and nobody writes the value meanwhile: `MemMaps` is
     // not `Sync`.
-    unsafe { std::ptr::from_ref(value).cast::<u8>().copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
+    unsafe {
+        std::ptr::from_ref(value)
+            .cast::<u8>()
+            .copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len());
+    };
 }

@@ -505,7 +505,10 @@ pub mod event_kind {
 #[repr(transparent)]
 pub struct Word<T: Copy>(UnsafeCell<T>);
 
-#[expect(unsafe_code, reason = "volatile access to memory that other CPUs write; the value is a plain integer")]
+#[expect(
+    unsafe_code,
+    reason = "volatile access to memory that other CPUs write; the value is a plain integer"
+)]
 impl<T: Copy> Word<T> {
     /// A word with a first value.
     pub const fn new(value: T) -> Self {

@@ -1,11 +1,18 @@
 //! The packet verdict: one `no_std`, allocation-free crate that is compiled for the kernel (`bpfel-unknown-none`) and
 //! for the host. The kernel programs, the host tests, the fuzzers, the simulator and the replay all call [`decide`].
 #![cfg_attr(not(any(test, feature = "host")), no_std)]
-#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
-#![allow(clippy::inline_always, reason = "a call that is left is a call in the kernel: stages say where calls are")]
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic)
+)]
+#![allow(
+    clippy::inline_always,
+    reason = "a call that is left is a call in the kernel: stages say where calls are"
+)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::unreachable))]
 
 pub mod address;
+mod connection;
 pub mod decide;
 pub mod flow;
 #[cfg(any(test, feature = "host"))]
@@ -17,10 +24,13 @@ pub mod policy;
 pub mod port;
 pub mod reason;
 pub mod record;
+mod related;
+pub mod scratch;
 pub mod spoof;
 #[cfg(test)]
 mod tests;
 #[cfg(any(test, feature = "host"))]
 pub mod vectors;
 
-pub use decide::{Scratch, Stage, Verdict, decide};
+pub use decide::{Stage, Verdict, decide};
+pub use scratch::Scratch;

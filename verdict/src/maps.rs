@@ -6,8 +6,8 @@ use core::ops::Deref;
 use zerocopy::FromBytes;
 
 use crate::{
+    Scratch, Stage,
     address::Address,
-    decide::{Scratch, Stage},
     layout::{
         AddressEntry, Alternative, Config, DenyEntry, DenyKey, EndpointWord, Event, Flow, FlowKey, FragmentEntry,
         FragmentKey, LeaseKey, NameKey, NetworkEntry, PortSet, Range, RuleKey,

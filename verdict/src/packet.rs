@@ -156,8 +156,7 @@ pub fn network<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Reaso
 #[inline(always)]
 fn ipv4<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Reason> {
     packet.reach(ETHERNET.wrapping_add(20));
-    let [first, second, third, source, destination] =
-        packet.load::<[u32; 5]>(ETHERNET).ok_or(Reason::MalformedIpv4)?;
+    let [first, second, third, source, destination] = packet.load::<[u32; 5]>(ETHERNET).ok_or(Reason::MalformedIpv4)?;
     let (first, second, third) = (u32::from_be(first), u32::from_be(second), u32::from_be(third));
     headers.source = Address::from_v4_word(source);
     headers.destination = Address::from_v4_word(destination);
@@ -167,7 +166,11 @@ fn ipv4<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Reason> {
         return Err(Reason::MalformedIpv4);
     }
     let present = packet.length().wrapping_sub(LINK);
-    let total = if stated == 0 && present > MAX_STATED { present } else { stated };
+    let total = if stated == 0 && present > MAX_STATED {
+        present
+    } else {
+        stated
+    };
     if total < header || total > present {
         return Err(Reason::MalformedIpv4);
     }
@@ -199,7 +202,11 @@ fn ipv6<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Reason> {
     }
     let stated = second >> 16;
     let present = packet.length().wrapping_sub(LINK).wrapping_sub(40);
-    let payload = if stated == 0 && present > MAX_STATED { present } else { stated };
+    let payload = if stated == 0 && present > MAX_STATED {
+        present
+    } else {
+        stated
+    };
     if payload > present {
         return Err(Reason::MalformedIpv6);
     }
@@ -273,8 +280,22 @@ fn fragmentation(offset: u16, more: bool) -> Result<Fragment, Reason> {
 fn arp<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Reason> {
     headers.kind = Kind::Arp;
     packet.reach(ETHERNET.wrapping_add(28));
-    let [hardware, network, lengths, operation, a, b, c, sender_high, sender_low, _, _, _, target_high, target_low] =
-        packet.load::<[u16; 14]>(ETHERNET).ok_or(Reason::MalformedArp)?;
+    let [
+        hardware,
+        network,
+        lengths,
+        operation,
+        a,
+        b,
+        c,
+        sender_high,
+        sender_low,
+        _,
+        _,
+        _,
+        target_high,
+        target_low,
+    ] = packet.load::<[u16; 14]>(ETHERNET).ok_or(Reason::MalformedArp)?;
     let operation = u16::from_be(operation);
     if u16::from_be(hardware) != 1
         || u16::from_be(network) != 0x0800
@@ -313,7 +334,13 @@ pub fn transport<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Rea
         protocol::TCP => 20,
         protocol::SCTP => 12,
         protocol::UDP | protocol::ICMP | protocol::ICMPV6 => 8,
-        _ => return if headers.transport > headers.end { Err(Reason::MalformedTransport) } else { Ok(()) },
+        _ => {
+            return if headers.transport > headers.end {
+                Err(Reason::MalformedTransport)
+            } else {
+                Ok(())
+            };
+        }
     };
     let at = headers.transport as usize;
     let behind = headers.transport.wrapping_add(bytes);
@@ -325,8 +352,9 @@ pub fn transport<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Rea
     match headers.protocol {
         protocol::ICMP | protocol::ICMPV6 => return icmp(headers, u16::from_be(source), id),
         protocol::TCP => {
-            let [offset, flags, _, _] =
-                packet.load::<[u8; 4]>(at.wrapping_add(12)).ok_or(Reason::MalformedTransport)?;
+            let [offset, flags, _, _] = packet
+                .load::<[u8; 4]>(at.wrapping_add(12))
+                .ok_or(Reason::MalformedTransport)?;
             let header = u32::from(offset >> 4).wrapping_mul(4);
             if header < 20 || headers.transport.wrapping_add(header) > headers.end {
                 return Err(Reason::MalformedTransport);
@@ -397,7 +425,10 @@ pub fn embedded<P: Packet>(packet: &P, outer: &Headers, inner: &mut Headers) -> 
     inner.source = Address::from_v4_word(source);
     inner.destination = Address::from_v4_word(destination);
     inner.protocol = ((u32::from_be(third) >> 16) & 0xff) as u8;
-    inner.transport = outer.transport.wrapping_add(8).wrapping_add(((first >> 24) & 0xf).wrapping_mul(4));
+    inner.transport = outer
+        .transport
+        .wrapping_add(8)
+        .wrapping_add(((first >> 24) & 0xf).wrapping_mul(4));
     Some(())
 }
 

@@ -1,11 +1,11 @@
 //! What an endpoint's rules say of a peer and a position: identity, port set, range, alternatives, guards.
 
 use crate::{
+    Scratch, Stage,
     address::Address,
-    decide::{Scratch, Stage},
     layout::{
-        Alternative, Config, LeaseKey, MAX_ALTERNATIVES, MAX_SEARCH, NameKey, RANGES, RuleKey, action, address_flag, guard,
-        identity, network_flag, rule, side,
+        Alternative, Config, LeaseKey, MAX_ALTERNATIVES, MAX_SEARCH, NameKey, RANGES, RuleKey, action, address_flag,
+        guard, identity, network_flag, rule, side,
     },
     maps::{Maps, Packet},
     port::Position,
@@ -75,8 +75,11 @@ pub fn identify<M: Maps>(maps: &M, question: &mut Question) {
         question.peer_flags = entry.flags;
         // A pod whose own identity did not fit is not "any pod": only what every pod may, it may.
         if entry.identity != identity::UNKNOWN_POD {
-            question.wider =
-                if entry.flags & address_flag::POD != 0 { identity::ANY_POD } else { identity::ANY_NODE };
+            question.wider = if entry.flags & address_flag::POD != 0 {
+                identity::ANY_POD
+            } else {
+                identity::ANY_NODE
+            };
         }
     } else if let Some(entry) = maps.network(zone, &question.peer) {
         question.peer_identity = entry.identity;
@@ -99,12 +102,21 @@ pub(crate) fn judge<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scra
     let mut found = None;
     for peer in [question.peer_identity, question.wider, identity::ANY_ADDRESS] {
         if found.is_none() && peer != identity::NONE {
-            found = maps.rule(&RuleKey { ruleset: question.ruleset, peer });
+            found = maps.rule(&RuleKey {
+                ruleset: question.ruleset,
+                peer,
+            });
         }
     }
-    let Some(set) = found else { return Reason::MissingRuleset };
-    let Some(index) = search(maps, set.first, set.count, question.position) else { return Reason::BrokenPortSet };
-    let Some(range) = maps.range(index) else { return Reason::BrokenPortSet };
+    let Some(set) = found else {
+        return Reason::MissingRuleset;
+    };
+    let Some(index) = search(maps, set.first, set.count, question.position) else {
+        return Reason::BrokenPortSet;
+    };
+    let Some(range) = maps.range(index) else {
+        return Reason::BrokenPortSet;
+    };
     if question.position < range.low || question.position > range.high {
         return Reason::BrokenPortSet;
     }
@@ -155,7 +167,9 @@ pub(crate) fn evaluate<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut S
         if index == 0 {
             break;
         }
-        let Some(alternative) = maps.alternative(index) else { break };
+        let Some(alternative) = maps.alternative(index) else {
+            break;
+        };
         scratch.question.alternative = alternative;
         if alternative.guard != guard::NONE {
             packet.stage(maps, scratch, Stage::Guard);
@@ -209,10 +223,16 @@ fn holds_now<M: Maps>(maps: &M, question: &mut Question, alternative: &Alternati
                 side::PEER => question.peer_class,
                 _ => return None,
             };
-            maps.lease(&LeaseKey { profile: alternative.argument, image_class })
+            maps.lease(&LeaseKey {
+                profile: alternative.argument,
+                image_class,
+            })
         }
         guard::UNTIL => maps.expiry(alternative.argument),
-        guard::NAME => maps.name(&NameKey { address: question.peer, name: alternative.argument }),
+        guard::NAME => maps.name(&NameKey {
+            address: question.peer,
+            name: alternative.argument,
+        }),
         _ => return None,
     };
     let deadline = deadline.unwrap_or(0);
@@ -221,7 +241,11 @@ fn holds_now<M: Maps>(maps: &M, question: &mut Question, alternative: &Alternati
     }
     let left = deadline.saturating_sub(question.boot);
     // A guard that does not hold can only come to hold by a write, which the cap finds late and an epoch at once.
-    let rely = if left == 0 { GUARD_CACHE } else { left.saturating_sub(COARSE_TICK).min(GUARD_CACHE) };
+    let rely = if left == 0 {
+        GUARD_CACHE
+    } else {
+        left.saturating_sub(COARSE_TICK).min(GUARD_CACHE)
+    };
     question.deadline = question.deadline.min(question.now.saturating_add(rely));
     Some((left != 0) != (alternative.negated == 1))
 }

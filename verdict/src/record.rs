@@ -141,7 +141,11 @@ pub fn close<P: Packet, M: Maps>(packet: &P, maps: &M, key: &FlowKey, flow: &Flo
     maps.emit(hook, |event| {
         let low_first = flow.initiator_is_low.get() == 1;
         let [initiator, responder] = &flow.sides;
-        let side = if initiator.ifindex.get() == ifindex { initiator } else { responder };
+        let side = if initiator.ifindex.get() == ifindex {
+            initiator
+        } else {
+            responder
+        };
         event.time = time;
         event.source = if low_first { key.low } else { key.high };
         event.destination = if low_first { key.high } else { key.low };

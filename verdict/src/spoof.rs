@@ -54,8 +54,7 @@ fn from_pod(config: &Config, headers: &Headers, owned: Owned) -> Option<Reason> 
     match headers.kind {
         Kind::Arp => {
             // RFC 5227: a probe for an own address has no sender address yet.
-            let probe =
-                headers.icmp_type == 1 && headers.source.same(&Address::from_v4_word(0)) && owned.destination;
+            let probe = headers.icmp_type == 1 && headers.source.same(&Address::from_v4_word(0)) && owned.destination;
             let own = config.has_mac(headers.claimed_mac) && (probe || owned.source);
             Some(if own { Reason::Arp } else { Reason::SpoofedArp })
         }
@@ -145,7 +144,9 @@ fn own_options<P: Packet>(packet: &P, config: &Config, start: u32, end: u32, own
             return false;
         }
         packet.reach(at.wrapping_add(8) as usize);
-        let Some([kind_length, a, b, c]) = packet.load::<[u16; 4]>(at as usize) else { return false };
+        let Some([kind_length, a, b, c]) = packet.load::<[u16; 4]>(at as usize) else {
+            return false;
+        };
         let [kind, length] = kind_length.to_ne_bytes();
         if length != 1 || !(kind == NONCE || kind == own_option && config.has_mac([a, b, c])) {
             return false;

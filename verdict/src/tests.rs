@@ -21,12 +21,28 @@ fn maps(world: &World) -> MemMaps {
 
 /// A pod sends a frame.
 fn from(maps: &MemMaps, pod: u32, frame: &[u8]) -> Verdict {
-    maps.decide(Hook::FromPod, &Slice { bytes: frame, ifindex: pod, socket: false, tagged: false })
+    maps.decide(
+        Hook::FromPod,
+        &Slice {
+            bytes: frame,
+            ifindex: pod,
+            socket: false,
+            tagged: false,
+        },
+    )
 }
 
 /// A frame is sent to a pod.
 fn to(maps: &MemMaps, pod: u32, frame: &[u8]) -> Verdict {
-    maps.decide(Hook::ToPod, &Slice { bytes: frame, ifindex: pod, socket: false, tagged: false })
+    maps.decide(
+        Hook::ToPod,
+        &Slice {
+            bytes: frame,
+            ifindex: pod,
+            socket: false,
+            tagged: false,
+        },
+    )
 }
 
 /// The only flow there is, and whether it is confirmed.
@@ -35,5 +51,8 @@ fn only_flow(maps: &MemMaps) -> (Rc<Flow>, bool) {
     assert_eq!(confirmed.len() + tentative.len(), 1);
     let confirmed_flow = confirmed.values().next().cloned();
     let is_confirmed = confirmed_flow.is_some();
-    (confirmed_flow.or_else(|| tentative.values().next().cloned()).unwrap(), is_confirmed)
+    (
+        confirmed_flow.or_else(|| tentative.values().next().cloned()).unwrap(),
+        is_confirmed,
+    )
 }

@@ -120,8 +120,14 @@ pub fn all() -> Vec<Vector> {
 
 /// Reasons that `BPF_PROG_TEST_RUN` cannot bring about, and why.
 pub const HOST_ONLY_REASONS: &[(Reason, &str)] = &[
-    (Reason::MalformedEthernet, "the kernel refuses test packets shorter than an Ethernet header"),
-    (Reason::FlowTableFull, "the kernel's TENTATIVE makes room by itself; only want of memory makes it refuse"),
+    (
+        Reason::MalformedEthernet,
+        "the kernel refuses test packets shorter than an Ethernet header",
+    ),
+    (
+        Reason::FlowTableFull,
+        "the kernel's TENTATIVE makes room by itself; only want of memory makes it refuse",
+    ),
 ];
 
 /// What a set of vectors reached, by name; a zero is a hole.
@@ -131,8 +137,21 @@ pub struct Coverage(pub BTreeMap<String, u64>);
 impl Default for Coverage {
     /// Everything that is to be reached, not reached yet.
     fn default() -> Self {
-        let mut names: Vec<String> = Reason::ALL.iter().map(|reason| format!("reason {}", reason.name())).collect();
-        names.extend(["action allow", "action deny", "action unknown", "family v4", "family v6", "guard none"].map(String::from));
+        let mut names: Vec<String> = Reason::ALL
+            .iter()
+            .map(|reason| format!("reason {}", reason.name()))
+            .collect();
+        names.extend(
+            [
+                "action allow",
+                "action deny",
+                "action unknown",
+                "family v4",
+                "family v6",
+                "guard none",
+            ]
+            .map(String::from),
+        );
         for kind in ["lease-subject", "lease-peer", "until", "name"] {
             names.extend(["", " negated"].map(|negated| format!("guard {kind}{negated}")));
         }
@@ -144,7 +163,11 @@ impl Coverage {
     /// Notes what a verdict reached in a world.
     pub fn note(&mut self, world: &World, sent: &Sent, verdict: Verdict) {
         self.add(format!("reason {}", verdict.reason.name()));
-        self.add(if sent.frame.get(12) == Some(&0x86) { "family v6".into() } else { "family v4".into() });
+        self.add(if sent.frame.get(12) == Some(&0x86) {
+            "family v6".into()
+        } else {
+            "family v4".into()
+        });
         let judged = !matches!(verdict.reason, Reason::Established | Reason::RelatedError);
         if judged && let Some(alternative) = world.alternatives.values().find(|one| one.rule == verdict.rule) {
             self.alternative(alternative);
@@ -165,7 +188,10 @@ impl Coverage {
             (guard::UNTIL, _) => "until",
             _ => "name",
         };
-        self.add(format!("guard {kind}{}", if alternative.negated == 1 { " negated" } else { "" }));
+        self.add(format!(
+            "guard {kind}{}",
+            if alternative.negated == 1 { " negated" } else { "" }
+        ));
     }
 
     fn add(&mut self, name: String) {
@@ -175,8 +201,15 @@ impl Coverage {
 
     /// What was not reached, except the named reasons.
     pub fn holes(&self, except: &[(Reason, &str)]) -> Vec<String> {
-        let excepted: Vec<String> = except.iter().map(|(reason, _)| format!("reason {}", reason.name())).collect();
-        self.0.iter().filter(|(name, count)| **count == 0 && !excepted.contains(name)).map(|(name, _)| name.clone()).collect()
+        let excepted: Vec<String> = except
+            .iter()
+            .map(|(reason, _)| format!("reason {}", reason.name()))
+            .collect();
+        self.0
+            .iter()
+            .filter(|(name, count)| **count == 0 && !excepted.contains(name))
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 }
 
@@ -186,7 +219,14 @@ pub fn apply(maps: &mut MemMaps, change: &Change, ifindex: impl Fn(u32) -> u32) 
     match *change {
         Change::Endpoint(slot, word) => put(&mut maps.endpoints, slot, word),
         Change::Config(index, config) => {
-            put(&mut maps.configs, index, Config { ifindex: ifindex(config.ifindex), ..config });
+            put(
+                &mut maps.configs,
+                index,
+                Config {
+                    ifindex: ifindex(config.ifindex),
+                    ..config
+                },
+            );
         }
         Change::Address(key, Some(entry)) => put(&mut maps.addresses, key, entry),
         Change::Address(key, None) => maps.addresses.retain(|other, _| *other != key),
@@ -267,14 +307,22 @@ mod tests {
             }
         }
         assert_eq!(host.holes(&[]), Vec::<String>::new());
-        assert_eq!(kernel.holes(HOST_ONLY_REASONS), Vec::<String>::new(), "in vectors that the kernel runs");
+        assert_eq!(
+            kernel.holes(HOST_ONLY_REASONS),
+            Vec::<String>::new(),
+            "in vectors that the kernel runs"
+        );
     }
 
     #[test]
     fn kernel_vectors_do_not_depend_on_sockets() {
         for vector in all().iter().filter(|vector| vector.host_only.is_none()) {
             for (sent, verdict) in run(vector, Some(true)) {
-                assert_eq!(verdict, sent.expected, "{}: every test packet in the kernel has a socket", vector.name);
+                assert_eq!(
+                    verdict, sent.expected,
+                    "{}: every test packet in the kernel has a socket",
+                    vector.name
+                );
             }
         }
     }

@@ -84,7 +84,11 @@ impl Machine {
             let count = program.info().ok().and_then(|info| info.verified_instruction_count());
             println!("{name}: {} instructions verified", count.unwrap_or(0));
         }
-        Ok(Self { object, devices, dirty: Vec::new() })
+        Ok(Self {
+            object,
+            devices,
+            dirty: Vec::new(),
+        })
     }
 
     /// The real index of a vector's device.
@@ -97,28 +101,37 @@ impl Machine {
         self.empty();
         for (device, slot) in &world.devices {
             let ifindex = self.ifindex(*device);
-            hash!(self, "BK_DEVICE", u32, u32).insert(bytes(&ifindex), bytes::<_, 4>(slot), 0).unwrap();
+            hash!(self, "BK_DEVICE", u32, u32)
+                .insert(bytes(&ifindex), bytes::<_, 4>(slot), 0)
+                .unwrap();
         }
         for (address, entry) in &world.addresses {
             self.change(&Change::Address(*address, Some(*entry)));
         }
         for (prefix, entry) in &world.networks {
-            let mut networks = LpmTrie::<&mut MapData, [u8; size_of::<NetworkKey>()], [u8; size_of::<NetworkEntry>()]>::try_from(
-                self.object.map_mut("BK_NETWORK").unwrap(),
-            )
-            .unwrap();
-            networks.insert(&Key::new(prefix.length, bytes(&prefix.key)), bytes::<_, 8>(entry), 0).unwrap();
+            let mut networks =
+                LpmTrie::<&mut MapData, [u8; size_of::<NetworkKey>()], [u8; size_of::<NetworkEntry>()]>::try_from(
+                    self.object.map_mut("BK_NETWORK").unwrap(),
+                )
+                .unwrap();
+            networks
+                .insert(&Key::new(prefix.length, bytes(&prefix.key)), bytes::<_, 8>(entry), 0)
+                .unwrap();
         }
         for (key, set) in &world.rules {
             self.change(&Change::Rule(*key, *set));
         }
         for (index, range) in &world.ranges {
             self.dirty.push(("BK_RANGE", *index));
-            array!(self, "BK_RANGE", Range).set(*index, bytes::<_, 16>(range), 0).unwrap();
+            array!(self, "BK_RANGE", Range)
+                .set(*index, bytes::<_, 16>(range), 0)
+                .unwrap();
         }
         for (index, alternative) in &world.alternatives {
             self.dirty.push(("BK_ALT", *index));
-            array!(self, "BK_ALT", Alternative).set(*index, bytes::<_, 16>(alternative), 0).unwrap();
+            array!(self, "BK_ALT", Alternative)
+                .set(*index, bytes::<_, 16>(alternative), 0)
+                .unwrap();
         }
         for (key, deadline) in &world.leases {
             self.change(&Change::Lease(*key, *deadline));
@@ -142,38 +155,59 @@ impl Machine {
         match *change {
             Change::Endpoint(slot, word) => {
                 self.dirty.push(("BK_ENDPOINT", slot));
-                array!(self, "BK_ENDPOINT", EndpointWord).set(slot, bytes::<_, 8>(&word), 0).unwrap();
+                array!(self, "BK_ENDPOINT", EndpointWord)
+                    .set(slot, bytes::<_, 8>(&word), 0)
+                    .unwrap();
             }
             Change::Config(index, config) => {
                 self.dirty.push(("BK_CONFIG", index));
-                let config = Config { ifindex: self.ifindex(config.ifindex), ..config };
-                array!(self, "BK_CONFIG", Config).set(index, bytes::<_, 128>(&config), 0).unwrap();
+                let config = Config {
+                    ifindex: self.ifindex(config.ifindex),
+                    ..config
+                };
+                array!(self, "BK_CONFIG", Config)
+                    .set(index, bytes::<_, 128>(&config), 0)
+                    .unwrap();
             }
             Change::Address(key, Some(entry)) => {
-                hash!(self, "BK_ADDRESS", AddressKey, AddressEntry).insert(bytes(&key), bytes::<_, 16>(&entry), 0).unwrap();
+                hash!(self, "BK_ADDRESS", AddressKey, AddressEntry)
+                    .insert(bytes(&key), bytes::<_, 16>(&entry), 0)
+                    .unwrap();
             }
             Change::Address(key, None) => {
-                hash!(self, "BK_ADDRESS", AddressKey, AddressEntry).remove(&bytes(&key)).unwrap();
+                hash!(self, "BK_ADDRESS", AddressKey, AddressEntry)
+                    .remove(&bytes(&key))
+                    .unwrap();
             }
             Change::Rule(key, set) => {
-                hash!(self, "BK_RULE", RuleKey, PortSet).insert(bytes(&key), bytes::<_, 8>(&set), 0).unwrap();
+                hash!(self, "BK_RULE", RuleKey, PortSet)
+                    .insert(bytes(&key), bytes::<_, 8>(&set), 0)
+                    .unwrap();
             }
             Change::Lease(key, deadline) => {
                 let deadline = deadline.at(boot_time());
-                hash!(self, "BK_LEASE", LeaseKey, u64).insert(bytes(&key), bytes::<_, 8>(&deadline), 0).unwrap();
+                hash!(self, "BK_LEASE", LeaseKey, u64)
+                    .insert(bytes(&key), bytes::<_, 8>(&deadline), 0)
+                    .unwrap();
             }
             Change::Expiry(number, deadline) => {
                 self.dirty.push(("BK_EXPIRY", number));
-                array!(self, "BK_EXPIRY", u64).set(number, bytes::<_, 8>(&deadline.at(boot_time())), 0).unwrap();
+                array!(self, "BK_EXPIRY", u64)
+                    .set(number, bytes::<_, 8>(&deadline.at(boot_time())), 0)
+                    .unwrap();
             }
             Change::Name(key, deadline) => {
                 let deadline = deadline.at(boot_time());
-                hash!(self, "BK_NAME", NameKey, u64).insert(bytes(&key), bytes::<_, 8>(&deadline), 0).unwrap();
+                hash!(self, "BK_NAME", NameKey, u64)
+                    .insert(bytes(&key), bytes::<_, 8>(&deadline), 0)
+                    .unwrap();
             }
             Change::Epoch(epoch) => array!(self, "BK_EPOCH", u32).set(0, bytes::<_, 4>(&epoch), 0).unwrap(),
             Change::PeerEpoch(address, epoch) => {
                 self.dirty.push(("BK_PEER_EPOCH", address.epoch_slot()));
-                array!(self, "BK_PEER_EPOCH", u32).set(address.epoch_slot(), bytes::<_, 4>(&epoch), 0).unwrap();
+                array!(self, "BK_PEER_EPOCH", u32)
+                    .set(address.epoch_slot(), bytes::<_, 4>(&epoch), 0)
+                    .unwrap();
             }
             Change::Wait(_) | Change::FullFlows => panic!("a vector with this step is for the host only"),
         }
@@ -200,10 +234,11 @@ impl Machine {
             "BK_FRAGMENT": FragmentKey, FragmentEntry;
             "BK_DENY": DenyKey, DenyEntry;
         }
-        let mut networks = LpmTrie::<&mut MapData, [u8; size_of::<NetworkKey>()], [u8; size_of::<NetworkEntry>()]>::try_from(
-            self.object.map_mut("BK_NETWORK").unwrap(),
-        )
-        .unwrap();
+        let mut networks =
+            LpmTrie::<&mut MapData, [u8; size_of::<NetworkKey>()], [u8; size_of::<NetworkEntry>()]>::try_from(
+                self.object.map_mut("BK_NETWORK").unwrap(),
+            )
+            .unwrap();
         for key in networks.keys().collect::<Result<Vec<_>, _>>().unwrap() {
             networks.remove(&key).unwrap();
         }
@@ -235,14 +270,20 @@ impl Machine {
         )
         .unwrap();
         let verdict = Scratch::verdict_in(&scratch.get(&0, 0).unwrap()[CPU]).unwrap();
-        assert_eq!(returned, if verdict.reason.passes() { -1 } else { 2 }, "what the program returned for {verdict:?}");
+        assert_eq!(
+            returned,
+            if verdict.reason.passes() { -1 } else { 2 },
+            "what the program returned for {verdict:?}"
+        );
         verdict
     }
 
     /// Packets that the records of BK_DENY count.
     pub(crate) fn counted_denials(&mut self) -> u64 {
         let map = hash!(self, "BK_DENY", DenyKey, DenyEntry);
-        map.iter().map(|entry| u64::from_ne_bytes(entry.unwrap().1[..8].try_into().unwrap())).sum()
+        map.iter()
+            .map(|entry| u64::from_ne_bytes(entry.unwrap().1[..8].try_into().unwrap()))
+            .sum()
     }
 }
 
@@ -262,9 +303,16 @@ fn own_namespace_and_cpu() -> io::Result<()> {
     let (unshared, tied) = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(CPU, &mut set);
-        (libc::unshare(libc::CLONE_NEWNET), libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set))
+        (
+            libc::unshare(libc::CLONE_NEWNET),
+            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set),
+        )
     };
-    if unshared != 0 || tied != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if unshared != 0 || tied != 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Makes a pair of devices in the namespace; the index of one end.

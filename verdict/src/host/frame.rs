@@ -59,23 +59,47 @@ impl Frame {
     }
     /// A TCP segment.
     pub fn tcp(mut self, source: u16, destination: u16, flags: u8) -> Self {
-        (self.protocol, self.body) = (protocol::TCP, Body::Tcp { ports: [source, destination], flags });
+        (self.protocol, self.body) = (
+            protocol::TCP,
+            Body::Tcp {
+                ports: [source, destination],
+                flags,
+            },
+        );
         self
     }
     /// A UDP datagram.
     pub fn udp(mut self, source: u16, destination: u16) -> Self {
-        (self.protocol, self.body) = (protocol::UDP, Body::Udp { ports: [source, destination] });
+        (self.protocol, self.body) = (
+            protocol::UDP,
+            Body::Udp {
+                ports: [source, destination],
+            },
+        );
         self
     }
     /// An SCTP packet with an INIT chunk.
     pub fn sctp(mut self, source: u16, destination: u16) -> Self {
-        (self.protocol, self.body) = (protocol::SCTP, Body::Sctp { ports: [source, destination] });
+        (self.protocol, self.body) = (
+            protocol::SCTP,
+            Body::Sctp {
+                ports: [source, destination],
+            },
+        );
         self
     }
     /// An ICMP or ICMPv6 message; `rest` follows the checksum.
     pub fn icmp(mut self, kind: u8, code: u8, rest: &[u8]) -> Self {
-        self.protocol = if self.source.is_ipv4() { protocol::ICMP } else { protocol::ICMPV6 };
-        self.body = Body::Icmp { kind, code, rest: rest.to_vec() };
+        self.protocol = if self.source.is_ipv4() {
+            protocol::ICMP
+        } else {
+            protocol::ICMPV6
+        };
+        self.body = Body::Icmp {
+            kind,
+            code,
+            rest: rest.to_vec(),
+        };
         self
     }
     /// An echo request.
@@ -111,7 +135,11 @@ impl Frame {
     /// Router solicitation (133), advertisement (134) or redirect (137), without options.
     pub fn router(mut self, kind: u8) -> Self {
         self.hop_limit = 255;
-        let rest = if kind == 137 { vec![0; 36] } else { vec![0; if kind == 134 { 12 } else { 4 }] };
+        let rest = if kind == 137 {
+            vec![0; 36]
+        } else {
+            vec![0; if kind == 134 { 12 } else { 4 }]
+        };
         self.icmp(kind, 0, &rest)
     }
     /// Another protocol, without a header of its own.
@@ -199,8 +227,14 @@ impl Frame {
         }
         let mut extensions = Vec::new();
         for (number, (kind, content)) in chain.iter().enumerate() {
-            let next = chain.get(number.saturating_add(1)).map_or(self.protocol, |(kind, _)| *kind);
-            let units = if *kind == 44 { 0 } else { content.len().saturating_sub(6) / 8 };
+            let next = chain
+                .get(number.saturating_add(1))
+                .map_or(self.protocol, |(kind, _)| *kind);
+            let units = if *kind == 44 {
+                0
+            } else {
+                content.len().saturating_sub(6) / 8
+            };
             extensions.extend([next, low_byte(units)]);
             extensions.extend(content);
         }

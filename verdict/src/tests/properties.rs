@@ -77,8 +77,14 @@ fn build(net: &Net, shape: Shape) -> Frame {
 fn rules() -> impl Strategy<Value = Vec<(u32, u32, u16, bool)>> {
     let ruleset = prop_oneof![Just(EGRESS + A), Just(EGRESS + B), Just(INGRESS + A), Just(INGRESS + B)];
     let peer = prop_oneof![
-        Just(who::A), Just(who::B), Just(who::C), Just(who::NODE), Just(who::OUTSIDE), Just(identity::ANY_POD),
-        Just(identity::UNKNOWN_POD), Just(identity::ANY_ADDRESS)
+        Just(who::A),
+        Just(who::B),
+        Just(who::C),
+        Just(who::NODE),
+        Just(who::OUTSIDE),
+        Just(identity::ANY_POD),
+        Just(identity::UNKNOWN_POD),
+        Just(identity::ANY_ADDRESS)
     ];
     vec((ruleset, peer, 0..5_u16, any::<bool>()), 0..10)
 }
@@ -106,7 +112,11 @@ fn world(rules: &[(u32, u32, u16, bool)]) -> World {
 /// Whether the rules would let the connection of a flow begin, at one of its sides.
 fn would_open(maps: &MemMaps, flow: (&FlowKey, bool), hook: Hook, device: u32) -> bool {
     let (key, low_first) = flow;
-    let (source, destination) = if low_first { (key.low, key.high) } else { (key.high, key.low) };
+    let (source, destination) = if low_first {
+        (key.low, key.high)
+    } else {
+        (key.high, key.low)
+    };
     let responder_port = u16::from_be(if low_first { key.high_port } else { key.low_port });
     let fresh = maps.as_written();
     let probe = Probe {

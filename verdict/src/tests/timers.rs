@@ -19,11 +19,23 @@ const SECOND: u64 = 1_000_000_000;
 /// A world where A may go out while a lease of its image runs, and the maps with that lease ending in `seconds`.
 fn leased(seconds: u64, negated: u8) -> MemMaps {
     let mut world = World::closed();
-    let lease = Alternative { guard: guard::LEASE, argument: 5, side: side::SUBJECT, negated, ..allow(501) };
+    let lease = Alternative {
+        guard: guard::LEASE,
+        argument: 5,
+        side: side::SUBJECT,
+        negated,
+        ..allow(501)
+    };
     world.entry(EGRESS + A, identity::ANY_ADDRESS, &[lease, deny(502)]);
     let mut maps = maps(&world);
     let end = maps.boot.get() + seconds * SECOND;
-    maps.leases.insert(LeaseKey { profile: 5, image_class: who::CLASS_A }, end);
+    maps.leases.insert(
+        LeaseKey {
+            profile: 5,
+            image_class: who::CLASS_A,
+        },
+        end,
+    );
     maps
 }
 
@@ -38,7 +50,10 @@ fn a_lease_ends_by_itself_and_never_late() {
     let maps = leased(10, 0);
     let packet = by_a(&net, net.c).udp(9, 53).build();
     assert_eq!(from(&maps, A, &packet).reason, Reason::Allowed);
-    assert_eq!(only_flow(&maps).0.sides[0].deadline.get(), maps.now.get() + 10 * SECOND - COARSE_TICK);
+    assert_eq!(
+        only_flow(&maps).0.sides[0].deadline.get(),
+        maps.now.get() + 10 * SECOND - COARSE_TICK
+    );
     wait(&maps, 10 * SECOND - COARSE_TICK - 1);
     assert_eq!(from(&maps, A, &packet).reason, Reason::Established);
     // The coarse clock may be a tick behind by now: every packet is judged.
@@ -59,7 +74,13 @@ fn a_guard_that_was_looked_at_is_looked_at_again_within_a_minute() {
         to(&maps, A, &frame(net.c, net.a).tcp(80, 40_000, SYN | ACK).build());
         // Taken away (or, negated, given) by a write that no epoch tells of.
         let value = if negated == 1 { u64::MAX } else { 0 };
-        maps.leases.insert(LeaseKey { profile: 5, image_class: who::CLASS_A }, value);
+        maps.leases.insert(
+            LeaseKey {
+                profile: 5,
+                image_class: who::CLASS_A,
+            },
+            value,
+        );
         let data = by_a(&net, net.c).tcp(40_000, 80, ACK).build();
         wait(&maps, GUARD_CACHE - 1);
         assert_eq!(from(&maps, A, &data).reason, Reason::Established);
@@ -86,7 +107,10 @@ fn a_closed_connection_is_forgotten_soon() {
         from(&maps, A, &by_a(&net, net.c).tcp(40_000, 80, out).build());
         to(&maps, A, &frame(net.c, net.a).tcp(80, 40_000, into).build());
         wait(&maps, idle::SHORT + 1);
-        assert_eq!(from(&maps, A, &by_a(&net, net.c).tcp(40_000, 80, ACK).build()).reason, Reason::MidStream);
+        assert_eq!(
+            from(&maps, A, &by_a(&net, net.c).tcp(40_000, 80, ACK).build()).reason,
+            Reason::MidStream
+        );
     }
     let maps = maps(&World::open());
     from(&maps, A, &by_a(&net, net.c).tcp(40_000, 80, SYN).build());
@@ -100,8 +124,15 @@ fn a_closed_connection_is_forgotten_soon() {
 fn fragments_come_soon_or_not_at_all() {
     let [net, _] = nets();
     let maps = maps(&World::open());
-    let later = by_a(&net, net.c).raw(protocol::UDP, &[0; 16]).fragment(7, 9, false).build();
-    from(&maps, A, &by_a(&net, net.c).udp(9, 53).payload(64).fragment(7, 0, true).build());
+    let later = by_a(&net, net.c)
+        .raw(protocol::UDP, &[0; 16])
+        .fragment(7, 9, false)
+        .build();
+    from(
+        &maps,
+        A,
+        &by_a(&net, net.c).udp(9, 53).payload(64).fragment(7, 0, true).build(),
+    );
     wait(&maps, 30 * SECOND);
     assert_eq!(from(&maps, A, &later).reason, Reason::Fragment);
     wait(&maps, 1);
@@ -118,17 +149,53 @@ fn time_outs_are_as_documented() {
 
 #[test]
 fn an_approval_holds_for_nothing_else() {
-    let key = FlowKey { low: Address([1, 2, 3, 4]), high: Address([5, 6, 7, 8]), low_port: 9, high_port: 10, protocol: 6, ..FlowKey::default() };
-    let binding = Binding { ifindex: 3, slot: 4, deadline: 5, epoch: 6, peer_epoch: 7 };
+    let key = FlowKey {
+        low: Address([1, 2, 3, 4]),
+        high: Address([5, 6, 7, 8]),
+        low_port: 9,
+        high_port: 10,
+        protocol: 6,
+        ..FlowKey::default()
+    };
+    let binding = Binding {
+        ifindex: 3,
+        slot: 4,
+        deadline: 5,
+        epoch: 6,
+        peer_epoch: 7,
+    };
     let given = approval(&key, binding, 8);
     let mut others = vec![
-        approval(&FlowKey { low_port: 10, high_port: 9, ..key }, binding, 8),
+        approval(
+            &FlowKey {
+                low_port: 10,
+                high_port: 9,
+                ..key
+            },
+            binding,
+            8,
+        ),
         approval(&FlowKey { protocol: 17, ..key }, binding, 8),
         approval(&FlowKey { zone: 1, ..key }, binding, 8),
-        approval(&key, Binding { ifindex: 4, slot: 3, ..binding }, 8),
+        approval(
+            &key,
+            Binding {
+                ifindex: 4,
+                slot: 3,
+                ..binding
+            },
+            8,
+        ),
         approval(&key, Binding { ifindex: 4, ..binding }, 8),
         approval(&key, Binding { slot: 5, ..binding }, 8),
-        approval(&key, Binding { deadline: u64::MAX, ..binding }, 8),
+        approval(
+            &key,
+            Binding {
+                deadline: u64::MAX,
+                ..binding
+            },
+            8,
+        ),
         approval(&key, binding, 9),
     ];
     for word in 0..4 {
@@ -155,7 +222,11 @@ fn the_search_finds_every_range_of_sets_of_every_size() {
         let mut ranges: Vec<(u32, u32, &[Alternative], &[Alternative])> = Vec::new();
         for (number, list) in (0..size).zip(&lists) {
             let low = if number == 0 { 0 } else { number * 10 };
-            let high = if number + 1 == size { Position::LAST.0 } else { number * 10 + 9 };
+            let high = if number + 1 == size {
+                Position::LAST.0
+            } else {
+                number * 10 + 9
+            };
             ranges.push((low, high, list, &[]));
         }
         let set = world.ranges_of(&ranges);
@@ -164,7 +235,11 @@ fn the_search_finds_every_range_of_sets_of_every_size() {
         for port in (0..size * 10).chain([65_535]) {
             let port = u16::try_from(port).unwrap();
             let verdict = from(&maps, A, &by_a(&net, net.c).tcp(1, port, SYN).build());
-            assert_eq!(verdict.rule, 1000 + (u32::from(port) / 10).min(size - 1), "size {size}, port {port}");
+            assert_eq!(
+                verdict.rule,
+                1000 + (u32::from(port) / 10).min(size - 1),
+                "size {size}, port {port}"
+            );
         }
     }
 }
@@ -172,13 +247,23 @@ fn the_search_finds_every_range_of_sets_of_every_size() {
 #[test]
 fn as_many_alternatives_as_documented() {
     let [net, _] = nets();
-    let never = Alternative { guard: guard::UNTIL, argument: 3, ..allow(1) };
-    for (count, reason) in [(MAX_ALTERNATIVES - 1, Reason::Allowed), (MAX_ALTERNATIVES, Reason::BrokenAlternatives)] {
+    let never = Alternative {
+        guard: guard::UNTIL,
+        argument: 3,
+        ..allow(1)
+    };
+    for (count, reason) in [
+        (MAX_ALTERNATIVES - 1, Reason::Allowed),
+        (MAX_ALTERNATIVES, Reason::BrokenAlternatives),
+    ] {
         let mut world = World::closed();
         let mut list = vec![never; count as usize];
         list.push(allow(2));
         world.entry(EGRESS + A, who::C, &list);
-        assert_eq!(from(&maps(&world), A, &by_a(&net, net.c).udp(1, 2).build()).reason, reason);
+        assert_eq!(
+            from(&maps(&world), A, &by_a(&net, net.c).udp(1, 2).build()).reason,
+            reason
+        );
     }
 }
 

@@ -24,10 +24,27 @@ const NOWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 pub(super) fn vectors() -> Vec<Vector> {
     let [v4, v6] = nets();
-    let mut vectors = vec![malformed(&v4, &v6), short(&v4, &v6), extensions(&v6), address_resolution(&v4), own_state(&v4)];
-    vectors.extend([discovery(&v6), discovery_to_pod(&v6), later_before_first(&v4)]);
+    let mut vectors = vec![
+        malformed(&v4, &v6),
+        short(&v4, &v6),
+        extensions(&v6),
+        address_resolution(&v4),
+        own_state(&v4),
+    ];
+    vectors.extend([
+        discovery(&v6),
+        false_discovery(&v6),
+        discovery_to_pod(&v6),
+        later_before_first(&v4),
+    ]);
     for net in nets() {
-        vectors.extend([spoofing(&net), a_live_flow_spoofed(&net), selfish(&net), errors(&net), fragments(&net)]);
+        vectors.extend([
+            spoofing(&net),
+            a_live_flow_spoofed(&net),
+            selfish(&net),
+            errors(&net),
+            fragments(&net),
+        ]);
     }
     vectors
 }
@@ -50,19 +67,44 @@ fn malformed(v4: &Net, v6: &Net) -> Vector {
         .from(A, edit(tcp4.clone(), 17, 19), bad4, NONE)
         .from(A, edit(tcp6.clone(), 14, 0x45), bad6, NONE)
         .from(A, edit(tcp6.clone(), 18, 0x7f), bad6, NONE)
-        .from(A, frame(mapped, v6.c).source_mac(mac(A)).tcp(1, 80, SYN).build(), bad6, NONE)
+        .from(
+            A,
+            frame(mapped, v6.c).source_mac(mac(A)).tcp(1, 80, SYN).build(),
+            bad6,
+            NONE,
+        )
         .from(A, edit(tcp4.clone(), 46, 0x40), bad, NONE)
         .from(A, edit(tcp4.clone(), 46, 0xf0), bad, NONE)
-        .from(A, by_a(v4, v4.c).raw(protocol::TCP, &[0; 12]).padding(20).build(), bad, NONE)
+        .from(
+            A,
+            by_a(v4, v4.c).raw(protocol::TCP, &[0; 12]).padding(20).build(),
+            bad,
+            NONE,
+        )
         .from(A, by_a(v6, v6.c).raw(protocol::UDP, &[0; 7]).build(), bad, NONE)
         .from(A, by_a(v4, v4.c).raw(protocol::SCTP, &[0; 11]).build(), bad, NONE)
         .from(A, by_a(v4, v4.c).raw(protocol::ICMP, &[8; 4]).build(), bad, NONE)
         .from(A, by_a(v4, v4.c).raw(protocol::ICMPV6, &[128; 8]).build(), bad, NONE)
         .from(A, by_a(v6, v6.c).raw(protocol::ICMP, &[8; 8]).build(), bad, NONE)
-        .from(A, edit(edit(tcp4.clone(), 12, 0x81), 13, 0), Reason::UnknownEthertype, NONE)
+        .from(
+            A,
+            edit(edit(tcp4.clone(), 12, 0x81), 13, 0),
+            Reason::UnknownEthertype,
+            NONE,
+        )
         .to(A, edit(tcp4.clone(), 12, 0x99), Reason::UnknownEthertype, NONE)
-        .from(A, by_a(v4, v4.c).options(10).tcp(1, 80, SYN).build(), Reason::Allowed, ALLOW_ALL)
-        .from(A, by_a(v4, v4.c).udp(1, 80).padding(9).build(), Reason::Allowed, ALLOW_ALL)
+        .from(
+            A,
+            by_a(v4, v4.c).options(10).tcp(1, 80, SYN).build(),
+            Reason::Allowed,
+            ALLOW_ALL,
+        )
+        .from(
+            A,
+            by_a(v4, v4.c).udp(1, 80).padding(9).build(),
+            Reason::Allowed,
+            ALLOW_ALL,
+        )
         .end()
 }
 
@@ -74,7 +116,9 @@ fn short(v4: &Net, v6: &Net) -> Vector {
     let tcp4 = by_a(v4, v4.c).tcp(1, 80, SYN).build();
     let tcp6 = by_a(v6, v6.c).tcp(1, 80, SYN).build();
     Story::new("shorter than their headers", World::open())
-        .host_only("the kernel refuses test packets shorter than an Ethernet header, or than the IP header they announce")
+        .host_only(
+            "the kernel refuses test packets shorter than an Ethernet header, or than the IP header they announce",
+        )
         .from(A, vec![0; 13], Reason::MalformedEthernet, NONE)
         .to(A, vec![], Reason::MalformedEthernet, NONE)
         .from(A, cut(tcp4, 30), Reason::MalformedIpv4, NONE)
@@ -93,14 +137,44 @@ fn extensions(v6: &Net) -> Vector {
         bound = bound.extension(60, &[0; 14]);
     }
     Story::new("IPv6 extension headers", World::open())
-        .from(A, packet().extension(0, &[0; 6]).extension(60, &[0; 22]).build(), Reason::Allowed, ALLOW_ALL)
-        .from(A, packet().extension(0, &[0; 6]).build(), Reason::Established, ALLOW_ALL)
-        .from(A, packet().extension(43, &[0, 0, 0, 0, 0, 0]).build(), Reason::Established, ALLOW_ALL)
-        .from(A, packet().extension(43, &[0, 1, 0, 0, 0, 0]).build(), Reason::MalformedIpv6, NONE)
+        .from(
+            A,
+            packet().extension(0, &[0; 6]).extension(60, &[0; 22]).build(),
+            Reason::Allowed,
+            ALLOW_ALL,
+        )
+        .from(
+            A,
+            packet().extension(0, &[0; 6]).build(),
+            Reason::Established,
+            ALLOW_ALL,
+        )
+        .from(
+            A,
+            packet().extension(43, &[0, 0, 0, 0, 0, 0]).build(),
+            Reason::Established,
+            ALLOW_ALL,
+        )
+        .from(
+            A,
+            packet().extension(43, &[0, 1, 0, 0, 0, 0]).build(),
+            Reason::MalformedIpv6,
+            NONE,
+        )
         .from(A, bound.build(), Reason::Allowed, ALLOW_ALL)
         .from(A, many.build(), Reason::ExtensionHeaders, NONE)
-        .from(A, packet().fragment(1, 0, true).extension(44, &[0; 6]).build(), Reason::MalformedIpv6, NONE)
-        .from(A, by_a(v6, v6.c).raw(60, &[6, 9, 0, 0]).build(), Reason::MalformedIpv6, NONE)
+        .from(
+            A,
+            packet().fragment(1, 0, true).extension(44, &[0; 6]).build(),
+            Reason::MalformedIpv6,
+            NONE,
+        )
+        .from(
+            A,
+            by_a(v6, v6.c).raw(60, &[6, 9, 0, 0]).build(),
+            Reason::MalformedIpv6,
+            NONE,
+        )
         .from(A, by_a(v6, v6.c).protocol(51).build(), Reason::Allowed, ALLOW_ALL)
         .end()
 }
@@ -129,32 +203,59 @@ fn address_resolution(v4: &Net) -> Vector {
 }
 
 fn discovery(v6: &Net) -> Vector {
-    let (own, other) = (mac(A), mac(B));
+    let own = mac(A);
     let from = |source: IpAddr, to: IpAddr| frame(source, to).source_mac(own);
-    let (ok, bad) = (Reason::NeighbourDiscovery, Reason::SpoofedNeighbour);
-    let mut nonce = from(NOWHERE_V6, ALL_NODES).neighbour(135, v6.a, Some((14, [1; 6]))).build();
-    let with_nonce = nonce.clone();
-    nonce.extend([14, 1, 0, 0, 0, 0, 0, 0]);
+    let ok = Reason::NeighbourDiscovery;
+    let nonce = from(NOWHERE_V6, ALL_NODES).neighbour(135, v6.a, Some((14, [1; 6])));
     Story::new("neighbour discovery a pod sends", World::closed())
-        .from(A, from(v6.a, ALL_NODES).neighbour(135, v6.c, Some((1, own))).build(), ok, NONE)
-        .from(A, from(link_local(A), ROUTER).neighbour(135, ROUTER, None).build(), ok, NONE)
-        .from(A, from(v6.a, ROUTER).neighbour(136, v6.a, Some((2, own))).build(), ok, NONE)
+        .from(
+            A,
+            from(v6.a, ALL_NODES).neighbour(135, v6.c, Some((1, own))).build(),
+            ok,
+            NONE,
+        )
+        .from(
+            A,
+            from(link_local(A), ROUTER).neighbour(135, ROUTER, None).build(),
+            ok,
+            NONE,
+        )
+        .from(
+            A,
+            from(v6.a, ROUTER).neighbour(136, v6.a, Some((2, own))).build(),
+            ok,
+            NONE,
+        )
         .from(A, from(link_local(A), ALL_NODES).router(133).build(), ok, NONE)
         .from(A, from(NOWHERE_V6, ALL_NODES).router(133).build(), ok, NONE)
-        .from(A, with_nonce, ok, NONE)
-        .from(A, from(NOWHERE_V6, ALL_NODES).neighbour(135, v6.b, None).build(), bad, NONE)
-        .from(A, from(v6.b, ALL_NODES).neighbour(135, v6.c, None).build(), bad, NONE)
-        .from(A, from(v6.a, ALL_NODES).neighbour(135, v6.c, Some((1, other))).build(), bad, NONE)
-        .from(A, from(v6.a, ROUTER).neighbour(136, v6.b, Some((2, own))).build(), bad, NONE)
-        .from(A, from(v6.a, ROUTER).neighbour(136, v6.a, Some((2, other))).build(), bad, NONE)
-        .from(A, from(v6.a, ROUTER).neighbour(136, v6.a, Some((1, own))).build(), bad, NONE)
-        .from(A, from(v6.a, ROUTER).neighbour(136, v6.a, Some((2, own))).hop_limit(64).build(), bad, NONE)
-        .from(A, from(v6.a, ROUTER).neighbour(136, v6.a, Some((2, own))).fragment(1, 0, true).build(), bad, NONE)
-        .from(A, from(v6.a, ROUTER).extension(0, &[0; 6]).neighbour(136, v6.a, None).build(), bad, NONE)
-        .from(A, from(v6.a, ALL_NODES).router(134).build(), bad, NONE)
-        .from(A, from(v6.a, v6.b).router(137).build(), bad, NONE)
-        .from(A, frame(v6.a, ALL_NODES).source_mac(other).neighbour(135, v6.c, None).build(), Reason::SpoofedMac, NONE)
+        .from(A, nonce.build(), ok, NONE)
         .end()
+}
+
+/// Claims of what is another's, and what only routers may say.
+fn false_discovery(v6: &Net) -> Vector {
+    let (own, other) = (mac(A), mac(B));
+    let from = |source: IpAddr, to: IpAddr| frame(source, to).source_mac(own);
+    let advertise = |target: IpAddr, option| from(v6.a, ROUTER).neighbour(136, target, option);
+    let false_ones = [
+        from(NOWHERE_V6, ALL_NODES).neighbour(135, v6.b, None),
+        from(v6.b, ALL_NODES).neighbour(135, v6.c, None),
+        from(v6.a, ALL_NODES).neighbour(135, v6.c, Some((1, other))),
+        advertise(v6.b, Some((2, own))),
+        advertise(v6.a, Some((2, other))),
+        advertise(v6.a, Some((1, own))),
+        advertise(v6.a, Some((2, own))).hop_limit(64),
+        advertise(v6.a, Some((2, own))).fragment(1, 0, true),
+        advertise(v6.a, None).extension(0, &[0; 6]),
+        from(v6.a, ALL_NODES).router(134),
+        from(v6.a, v6.b).router(137),
+    ];
+    let of_another = frame(v6.a, ALL_NODES).source_mac(other).neighbour(135, v6.c, None);
+    let mut story = Story::new("false neighbour discovery a pod sends", World::closed());
+    for packet in false_ones {
+        story = story.from(A, packet.build(), Reason::SpoofedNeighbour, NONE);
+    }
+    story.from(A, of_another.build(), Reason::SpoofedMac, NONE).end()
 }
 
 fn discovery_to_pod(v6: &Net) -> Vector {
@@ -164,7 +265,12 @@ fn discovery_to_pod(v6: &Net) -> Vector {
         .to(A, to(v6.a).neighbour(135, v6.a, None).build(), ok, NONE)
         .to(A, to(v6.a).neighbour(136, ROUTER, None).build(), ok, NONE)
         .to(A, to(ALL_NODES).router(134).build(), ok, NONE)
-        .to(A, to(v6.b).neighbour(136, ROUTER, None).build(), Reason::WrongDestination, NONE)
+        .to(
+            A,
+            to(v6.b).neighbour(136, ROUTER, None).build(),
+            Reason::WrongDestination,
+            NONE,
+        )
         .to(A, to(v6.a).router(137).build(), bad, NONE)
         .to(A, to(ALL_NODES).router(133).build(), bad, NONE)
         .to(A, to(v6.a).router(134).hop_limit(254).build(), bad, NONE)
@@ -175,11 +281,40 @@ fn discovery_to_pod(v6: &Net) -> Vector {
 fn spoofing(net: &Net) -> Vector {
     let own = mac(A);
     Story::new(format!("spoofed source, {}", net.name), World::open())
-        .from(A, frame(net.b, net.c).source_mac(own).tcp(1, 80, SYN).build(), Reason::SpoofedAddress, NONE)
-        .from(A, frame(net.c, net.a).source_mac(own).tcp(80, 1, SYN | ACK).build(), Reason::SpoofedAddress, NONE)
-        .from(A, frame(net.a, net.c).source_mac(mac(B)).udp(1, 53).build(), Reason::SpoofedMac, NONE)
-        .from(A, frame(net.b, net.c).source_mac(own).udp(1, 53).fragment(9, 40, false).build(), Reason::SpoofedAddress, NONE)
-        .to(A, frame(net.c, net.b).tcp(1, 80, SYN).build(), Reason::WrongDestination, NONE)
+        .from(
+            A,
+            frame(net.b, net.c).source_mac(own).tcp(1, 80, SYN).build(),
+            Reason::SpoofedAddress,
+            NONE,
+        )
+        .from(
+            A,
+            frame(net.c, net.a).source_mac(own).tcp(80, 1, SYN | ACK).build(),
+            Reason::SpoofedAddress,
+            NONE,
+        )
+        .from(
+            A,
+            frame(net.a, net.c).source_mac(mac(B)).udp(1, 53).build(),
+            Reason::SpoofedMac,
+            NONE,
+        )
+        .from(
+            A,
+            frame(net.b, net.c)
+                .source_mac(own)
+                .udp(1, 53)
+                .fragment(9, 40, false)
+                .build(),
+            Reason::SpoofedAddress,
+            NONE,
+        )
+        .to(
+            A,
+            frame(net.c, net.b).tcp(1, 80, SYN).build(),
+            Reason::WrongDestination,
+            NONE,
+        )
         .end()
 }
 
@@ -188,17 +323,25 @@ fn a_live_flow_spoofed(net: &Net) -> Vector {
     let syn = by_a(net, net.c).tcp(40_000, 80, SYN);
     let data = by_a(net, net.c).tcp(40_000, 80, ACK);
     let answer = frame(net.c, net.a).tcp(80, 40_000, SYN | ACK);
-    Story::new(format!("a live flow spoofed by a neighbour, {}", net.name), World::open())
-        .from(A, syn.build(), Reason::Allowed, ALLOW_ALL)
-        .to(A, answer.build(), Reason::Established, ALLOW_ALL)
-        .from(A, data.build(), Reason::Established, ALLOW_ALL)
-        .from(B, data.clone().source_mac(mac(B)).build(), Reason::SpoofedAddress, NONE)
-        .from(B, data.build(), Reason::SpoofedMac, NONE)
-        .from(A, data.clone().source_mac(mac(B)).build(), Reason::SpoofedMac, NONE)
-        .from(A, answer.clone().source_mac(mac(A)).build(), Reason::SpoofedAddress, NONE)
-        .to(B, answer.build(), Reason::WrongDestination, NONE)
-        .from(A, data.build(), Reason::Established, ALLOW_ALL)
-        .end()
+    Story::new(
+        format!("a live flow spoofed by a neighbour, {}", net.name),
+        World::open(),
+    )
+    .from(A, syn.build(), Reason::Allowed, ALLOW_ALL)
+    .to(A, answer.build(), Reason::Established, ALLOW_ALL)
+    .from(A, data.build(), Reason::Established, ALLOW_ALL)
+    .from(B, data.clone().source_mac(mac(B)).build(), Reason::SpoofedAddress, NONE)
+    .from(B, data.build(), Reason::SpoofedMac, NONE)
+    .from(A, data.clone().source_mac(mac(B)).build(), Reason::SpoofedMac, NONE)
+    .from(
+        A,
+        answer.clone().source_mac(mac(A)).build(),
+        Reason::SpoofedAddress,
+        NONE,
+    )
+    .to(B, answer.build(), Reason::WrongDestination, NONE)
+    .from(A, data.build(), Reason::Established, ALLOW_ALL)
+    .end()
 }
 
 fn selfish(net: &Net) -> Vector {
@@ -221,7 +364,12 @@ fn errors(net: &Net) -> Vector {
         .to(A, frame(router, net.a).error_about(&out).build(), unrelated, NONE)
         .from(A, out.clone(), Reason::Allowed, ALLOW_ALL)
         .to(A, frame(router, net.a).error_about(&out).build(), related, ALLOW_ALL)
-        .to(A, frame(router, net.a).error_about(out.get(..42).unwrap_or(&[])).build(), if net.a.is_ipv4() { related } else { unrelated }, if net.a.is_ipv4() { ALLOW_ALL } else { NONE })
+        .to(
+            A,
+            frame(router, net.a).error_about(out.get(..42).unwrap_or(&[])).build(),
+            if net.a.is_ipv4() { related } else { unrelated },
+            if net.a.is_ipv4() { ALLOW_ALL } else { NONE },
+        )
         .to(A, frame(router, net.a).error_about(&unknown).build(), unrelated, NONE)
         .to(A, frame(router, net.a).error_about(&other).build(), unrelated, NONE)
         .to(B, frame(router, net.b).error_about(&other).build(), unrelated, NONE)
@@ -240,12 +388,26 @@ fn errors(net: &Net) -> Vector {
 fn fragments(net: &Net) -> Vector {
     let packet = |id: u32| by_a(net, net.c).udp(5000, 53).payload(64).fragment(id, 0, true);
     let later = |id: u32, offset: u16, more: bool| {
-        by_a(net, net.c).raw(protocol::UDP, &[0; 16]).fragment(id, offset, more).build()
+        by_a(net, net.c)
+            .raw(protocol::UDP, &[0; 16])
+            .fragment(id, offset, more)
+            .build()
     };
-    let denied = by_a(net, net.outside).udp(5000, 53).payload(64).fragment(9, 0, true).build();
-    let denied_later = by_a(net, net.outside).raw(protocol::UDP, &[0; 16]).fragment(9, 9, false).build();
+    let denied = by_a(net, net.outside)
+        .udp(5000, 53)
+        .payload(64)
+        .fragment(9, 0, true)
+        .build();
+    let denied_later = by_a(net, net.outside)
+        .raw(protocol::UDP, &[0; 16])
+        .fragment(9, 9, false)
+        .build();
     let mut world = World::open();
-    world.entry(super::world::EGRESS + A, super::world::who::OUTSIDE, &[super::world::deny(DEFAULT_DENY)]);
+    world.entry(
+        super::world::EGRESS + A,
+        super::world::who::OUTSIDE,
+        &[super::world::deny(DEFAULT_DENY)],
+    );
     Story::new(format!("fragments, {}", net.name), world)
         .from(A, later(7, 9, true), Reason::FragmentOrphan, NONE)
         .from(A, packet(7).build(), Reason::Allowed, ALLOW_ALL)
@@ -255,14 +417,25 @@ fn fragments(net: &Net) -> Vector {
         .from(A, later(8, 9, false), Reason::FragmentOrphan, NONE)
         .from(A, denied, Reason::PolicyDenied, DEFAULT_DENY)
         .from(A, denied_later, Reason::FragmentOrphan, NONE)
-        .to(B, frame(net.a, net.b).raw(protocol::UDP, &[0; 16]).fragment(7, 9, true).build(), Reason::FragmentOrphan, NONE)
+        .to(
+            B,
+            frame(net.a, net.b)
+                .raw(protocol::UDP, &[0; 16])
+                .fragment(7, 9, true)
+                .build(),
+            Reason::FragmentOrphan,
+            NONE,
+        )
         .end()
 }
 
 /// The identification used again: what a denied first fragment begins does not live off the one before.
 fn later_before_first(v4: &Net) -> Vector {
     let first = |port: u16| by_a(v4, v4.c).udp(5000, port).payload(64).fragment(7, 0, true).build();
-    let later = by_a(v4, v4.c).raw(protocol::UDP, &[0; 16]).fragment(7, 9, false).build();
+    let later = by_a(v4, v4.c)
+        .raw(protocol::UDP, &[0; 16])
+        .fragment(7, 9, false)
+        .build();
     let mut world = World::closed();
     world.only(
         super::world::EGRESS + A,
@@ -280,11 +453,30 @@ fn later_before_first(v4: &Net) -> Vector {
 fn own_state(v4: &Net) -> Vector {
     let packet = by_a(v4, v4.c).tcp(1, 80, SYN).build();
     let mut world = World::open();
-    world.endpoints.insert(B, EndpointWord { config: 0, generation: 4 });
+    world.endpoints.insert(
+        B,
+        EndpointWord {
+            config: 0,
+            generation: 4,
+        },
+    );
     world.devices.insert(4, A);
     world.devices.insert(5, 6);
-    world.endpoints.insert(6, EndpointWord { config: 6, generation: 1 });
-    world.configs.insert(6, crate::layout::Config { flags: 0, ifindex: 5, ..config(A) });
+    world.endpoints.insert(
+        6,
+        EndpointWord {
+            config: 6,
+            generation: 1,
+        },
+    );
+    world.configs.insert(
+        6,
+        crate::layout::Config {
+            flags: 0,
+            ifindex: 5,
+            ..config(A)
+        },
+    );
     Story::new("endpoints that are not there", world)
         .from(NOBODY, packet.clone(), Reason::UnknownEndpoint, NONE)
         .from(4, packet.clone(), Reason::UnknownEndpoint, NONE)

@@ -7,8 +7,8 @@ use super::{
 use crate::{
     host::frame::frame,
     layout::{
-        AddressEntry, AddressKey, Alternative, LeaseKey, NameKey, PortSet, RuleKey, address_flag, guard, identity, rule,
-        side,
+        AddressEntry, AddressKey, Alternative, LeaseKey, NameKey, PortSet, RuleKey, address_flag, guard, identity,
+        rule, side,
     },
     packet::tcp::{ACK, SYN},
     port::{Position, protocol},
@@ -21,9 +21,22 @@ const PROFILE: u32 = 5;
 pub(super) fn vectors() -> Vec<Vector> {
     let mut vectors = Vec::new();
     for net in nets() {
-        vectors.extend([classes(&net), unbound(&net), ranges(&net), both_ends(&net), responder_denies(&net)]);
+        vectors.extend([
+            classes(&net),
+            unbound(&net),
+            ranges(&net),
+            both_ends(&net),
+            responder_denies(&net),
+        ]);
         vectors.extend([broken(&net), node(&net), node_forwarded(&net), other_protocols(&net)]);
-        vectors.extend([lease(&net), lease_subject(&net), until(&net), name(&net), order(&net), shadow(&net)]);
+        vectors.extend([
+            lease(&net),
+            lease_subject(&net),
+            until(&net),
+            name(&net),
+            order(&net),
+            shadow(&net),
+        ]);
     }
     vectors
 }
@@ -50,21 +63,39 @@ fn classes(net: &Net) -> Vector {
 /// An address of the pod range that is bound to nobody is no "any pod".
 fn unbound(net: &Net) -> Vector {
     let mut world = World::closed();
-    let unknown = AddressEntry { identity: identity::UNKNOWN_POD, slot: u32::MAX, flags: address_flag::POD, image_class: 0 };
+    let unknown = AddressEntry {
+        identity: identity::UNKNOWN_POD,
+        slot: u32::MAX,
+        flags: address_flag::POD,
+        image_class: 0,
+    };
     world.entry(EGRESS + A, identity::ANY_POD, &[allow(502)]);
     world.entry(EGRESS + A, identity::UNKNOWN_POD, &[deny(503)]);
     world.entry(EGRESS + B, identity::ANY_POD, &[allow(502)]);
     world.entry(EGRESS + B, who::RANGE, &[allow(504)]);
     world.entry(INGRESS + A, identity::ANY_POD, &[allow(502)]);
-    let own = AddressKey { address: net.c.into(), zone: 0 };
+    let own = AddressKey {
+        address: net.c.into(),
+        zone: 0,
+    };
     Story::new(format!("a pod not known yet, {}", net.name), world)
         .from(A, by_a(net, net.unbound).udp(1, 53).build(), Reason::PolicyDenied, 503)
         .from(B, by_b(net, net.unbound).udp(1, 53).build(), Reason::Allowed, 504)
-        .to(A, frame(net.unbound, net.a).udp(1, 53).build(), Reason::PolicyDenied, DEFAULT_DENY)
+        .to(
+            A,
+            frame(net.unbound, net.a).udp(1, 53).build(),
+            Reason::PolicyDenied,
+            DEFAULT_DENY,
+        )
         .to(A, frame(net.c, net.a).udp(1, 53).build(), Reason::Allowed, 502)
         .change(Change::Address(own, Some(unknown)))
         .from(A, by_a(net, net.c).udp(2, 53).build(), Reason::PolicyDenied, 503)
-        .to(A, frame(net.c, net.a).udp(2, 53).build(), Reason::PolicyDenied, DEFAULT_DENY)
+        .to(
+            A,
+            frame(net.c, net.a).udp(2, 53).build(),
+            Reason::PolicyDenied,
+            DEFAULT_DENY,
+        )
         .end()
 }
 
@@ -93,7 +124,9 @@ fn ranges(net: &Net) -> Vector {
     ] {
         story = story.from(A, by_a(net, net.c).tcp(1, port, SYN).build(), reason, rule);
     }
-    story.from(A, by_a(net, net.c).sctp(1, 9).build(), Reason::Allowed, 603).end()
+    story
+        .from(A, by_a(net, net.c).sctp(1, 9).build(), Reason::Allowed, 603)
+        .end()
 }
 
 /// A connection between two pods of the node is judged at both devices.
@@ -111,8 +144,18 @@ fn both_ends(net: &Net) -> Vector {
         .to(A, accept, Reason::Established, 501)
         .from(A, data.clone(), Reason::Established, 501)
         .to(B, data, Reason::Established, 502)
-        .from(B, by_b(net, net.a).tcp(40_000, 80, SYN).build(), Reason::PolicyDenied, DEFAULT_DENY)
-        .from(A, by_a(net, net.b).tcp(40_000, 81, SYN).build(), Reason::PolicyDenied, DEFAULT_DENY)
+        .from(
+            B,
+            by_b(net, net.a).tcp(40_000, 80, SYN).build(),
+            Reason::PolicyDenied,
+            DEFAULT_DENY,
+        )
+        .from(
+            A,
+            by_a(net, net.b).tcp(40_000, 81, SYN).build(),
+            Reason::PolicyDenied,
+            DEFAULT_DENY,
+        )
         .end()
 }
 
@@ -137,8 +180,16 @@ fn broken(net: &Net) -> Vector {
     let gap = world.ranges_of(&[(0, 5, &[allow(1)], &[]), (90, 99, &[allow(1)], &[])]);
     let late = world.ranges_of(&[(Position::LAST.0, Position::LAST.0, &[allow(1)], &[])]);
     let unguarded = Alternative { guard: 9, ..allow(1) };
-    let sideless = Alternative { guard: guard::LEASE, side: 7, ..allow(1) };
-    let never = Alternative { guard: guard::UNTIL, argument: 3, ..allow(1) };
+    let sideless = Alternative {
+        guard: guard::LEASE,
+        side: 7,
+        ..allow(1)
+    };
+    let never = Alternative {
+        guard: guard::UNTIL,
+        argument: 3,
+        ..allow(1)
+    };
     let sets = [
         (set(1, 0), Reason::BrokenPortSet, NONE),
         (set(u32::MAX - 1, 4), Reason::BrokenPortSet, NONE),
@@ -150,15 +201,31 @@ fn broken(net: &Net) -> Vector {
         (world.port_set(&[never; 17]), Reason::BrokenAlternatives, NONE),
         (world.port_set(&[unguarded, allow(2)]), Reason::BrokenAlternatives, NONE),
         (world.port_set(&[sideless, allow(2)]), Reason::BrokenAlternatives, NONE),
-        (world.port_set(&[Alternative { action: 9, ..allow(510) }]), Reason::UnknownAction, 510),
+        (
+            world.port_set(&[Alternative {
+                action: 9,
+                ..allow(510)
+            }]),
+            Reason::UnknownAction,
+            510,
+        ),
     ];
-    let key = RuleKey { ruleset: EGRESS + A, peer: who::C };
+    let key = RuleKey {
+        ruleset: EGRESS + A,
+        peer: who::C,
+    };
     world.rules.retain(|(key, _)| key.ruleset != EGRESS + B);
     let packet = by_a(net, net.c).tcp(1, 80, SYN).build();
-    let mut story = Story::new(format!("broken rules, {}", net.name), world)
-        .from(B, by_b(net, net.c).tcp(1, 80, SYN).build(), Reason::MissingRuleset, NONE);
+    let mut story = Story::new(format!("broken rules, {}", net.name), world).from(
+        B,
+        by_b(net, net.c).tcp(1, 80, SYN).build(),
+        Reason::MissingRuleset,
+        NONE,
+    );
     for (set, reason, rule) in sets {
-        story = story.change(Change::Rule(key, set)).from(A, packet.clone(), reason, rule);
+        story = story
+            .change(Change::Rule(key, set))
+            .from(A, packet.clone(), reason, rule);
     }
     story.end()
 }
@@ -173,27 +240,54 @@ fn node(net: &Net) -> Vector {
         .from(A, answer.clone(), Reason::Established, rule::NODE)
         .republish(A, 2)
         .from(A, answer.clone(), Reason::ReplyAllowed, rule::NODE)
-        .to(A, frame(net.node, net.a).tcp(50_000, 8080, ACK).build(), Reason::Established, rule::NODE)
+        .to(
+            A,
+            frame(net.node, net.a).tcp(50_000, 8080, ACK).build(),
+            Reason::Established,
+            rule::NODE,
+        )
         .by_socket()
-        .from(A, by_a(net, net.node).tcp(1, 10_250, SYN).build(), Reason::PolicyDenied, DEFAULT_DENY)
-        .to(A, frame(net.node, net.a).tcp(10_250, 1, SYN | ACK).build(), Reason::MidStream, NONE)
+        .from(
+            A,
+            by_a(net, net.node).tcp(1, 10_250, SYN).build(),
+            Reason::PolicyDenied,
+            DEFAULT_DENY,
+        )
+        .to(
+            A,
+            frame(net.node, net.a).tcp(10_250, 1, SYN | ACK).build(),
+            Reason::MidStream,
+            NONE,
+        )
         .by_socket()
-        .to(A, frame(net.c, net.a).tcp(50_000, 8080, SYN).build(), Reason::PolicyDenied, DEFAULT_DENY)
+        .to(
+            A,
+            frame(net.c, net.a).tcp(50_000, 8080, SYN).build(),
+            Reason::PolicyDenied,
+            DEFAULT_DENY,
+        )
         .by_socket()
         .end()
 }
 
 fn node_forwarded(net: &Net) -> Vector {
     let packet = frame(net.node, net.a).tcp(50_000, 8080, SYN).build();
-    Story::new(format!("what the node forwards under its address is judged, {}", net.name), World::closed())
-        .host_only("every test packet in the kernel has a socket")
-        .to(A, packet, Reason::PolicyDenied, DEFAULT_DENY)
-        .end()
+    Story::new(
+        format!("what the node forwards under its address is judged, {}", net.name),
+        World::closed(),
+    )
+    .host_only("every test packet in the kernel has a socket")
+    .to(A, packet, Reason::PolicyDenied, DEFAULT_DENY)
+    .end()
 }
 
 fn other_protocols(net: &Net) -> Vector {
     let mut world = World::closed();
-    let echo = if net.a.is_ipv4() { (protocol::ICMP, 8 << 8) } else { (protocol::ICMPV6, 128 << 8) };
+    let echo = if net.a.is_ipv4() {
+        (protocol::ICMP, 8 << 8)
+    } else {
+        (protocol::ICMPV6, 128 << 8)
+    };
     world.only(EGRESS + A, who::C, Position::new(echo.0, echo.1), 501);
     world.only(EGRESS + A, who::B, Position::new(47, 0), 502);
     world.only(EGRESS + A, who::OUTSIDE, Position::new(protocol::SCTP, 3868), 503);
@@ -203,26 +297,68 @@ fn other_protocols(net: &Net) -> Vector {
         .from(A, by_a(net, net.c).echo_request(id).build(), Reason::Allowed, 501)
         .to(A, frame(net.c, net.a).echo_reply(id).build(), Reason::Established, 501)
         .from(A, by_a(net, net.c).echo_reply(id).build(), Reason::MidStream, NONE)
-        .to(A, frame(net.c, net.a).echo_request(id).build(), Reason::PolicyDenied, DEFAULT_DENY)
+        .to(
+            A,
+            frame(net.c, net.a).echo_request(id).build(),
+            Reason::PolicyDenied,
+            DEFAULT_DENY,
+        )
         .to(A, frame(net.c, net.a).echo_reply(9).build(), Reason::MidStream, NONE)
-        .from(A, by_a(net, net.c).icmp(13, 0, &[0; 4]).build(), Reason::PolicyDenied, DEFAULT_DENY)
+        .from(
+            A,
+            by_a(net, net.c).icmp(13, 0, &[0; 4]).build(),
+            Reason::PolicyDenied,
+            DEFAULT_DENY,
+        )
         .from(A, by_a(net, net.b).protocol(47).build(), Reason::Allowed, 502)
-        .from(A, by_a(net, net.c).protocol(47).build(), Reason::PolicyDenied, DEFAULT_DENY)
+        .from(
+            A,
+            by_a(net, net.c).protocol(47).build(),
+            Reason::PolicyDenied,
+            DEFAULT_DENY,
+        )
         .from(A, by_a(net, net.outside).sctp(1, 3868).build(), Reason::Allowed, 503)
-        .to(A, frame(net.outside, net.a).sctp(3868, 1).build(), Reason::Established, 503)
-        .from(A, by_a(net, net.outside).sctp(1, 3869).build(), Reason::PolicyDenied, DEFAULT_DENY)
+        .to(
+            A,
+            frame(net.outside, net.a).sctp(3868, 1).build(),
+            Reason::Established,
+            503,
+        )
+        .from(
+            A,
+            by_a(net, net.outside).sctp(1, 3869).build(),
+            Reason::PolicyDenied,
+            DEFAULT_DENY,
+        )
         .end()
 }
 
 fn leased(rule: u32, side: u8, negated: u8) -> Alternative {
-    Alternative { guard: guard::LEASE, argument: PROFILE, side, negated, ..allow(rule) }
+    Alternative {
+        guard: guard::LEASE,
+        argument: PROFILE,
+        side,
+        negated,
+        ..allow(rule)
+    }
 }
 
 fn lease(net: &Net) -> Vector {
     let mut world = World::closed();
-    world.entry(EGRESS + A, identity::ANY_ADDRESS, &[leased(501, side::PEER, 0), deny(502)]);
-    world.entry(INGRESS + A, identity::ANY_ADDRESS, &[leased(503, side::PEER, 1), deny(504)]);
-    let key = LeaseKey { profile: PROFILE, image_class: who::CLASS_A + 2 };
+    world.entry(
+        EGRESS + A,
+        identity::ANY_ADDRESS,
+        &[leased(501, side::PEER, 0), deny(502)],
+    );
+    world.entry(
+        INGRESS + A,
+        identity::ANY_ADDRESS,
+        &[leased(503, side::PEER, 1), deny(504)],
+    );
+    let key = LeaseKey {
+        profile: PROFILE,
+        image_class: who::CLASS_A + 2,
+    };
     let syn = |port| by_a(net, net.c).tcp(port, 80, SYN).build();
     let into = |port| frame(net.c, net.a).tcp(port, 80, SYN).build();
     Story::new(format!("a lease of the peer, {}", net.name), world)
@@ -243,9 +379,23 @@ fn lease(net: &Net) -> Vector {
 
 fn lease_subject(net: &Net) -> Vector {
     let mut world = World::closed();
-    world.entry(EGRESS + A, identity::ANY_ADDRESS, &[leased(501, side::SUBJECT, 0), deny(502)]);
-    world.entry(EGRESS + B, identity::ANY_ADDRESS, &[leased(503, side::SUBJECT, 1), deny(504)]);
-    world.leases.push((LeaseKey { profile: PROFILE, image_class: who::CLASS_A }, Deadline::Always));
+    world.entry(
+        EGRESS + A,
+        identity::ANY_ADDRESS,
+        &[leased(501, side::SUBJECT, 0), deny(502)],
+    );
+    world.entry(
+        EGRESS + B,
+        identity::ANY_ADDRESS,
+        &[leased(503, side::SUBJECT, 1), deny(504)],
+    );
+    world.leases.push((
+        LeaseKey {
+            profile: PROFILE,
+            image_class: who::CLASS_A,
+        },
+        Deadline::Always,
+    ));
     Story::new(format!("a lease of the endpoint, {}", net.name), world)
         .from(A, by_a(net, net.c).udp(1, 53).build(), Reason::Allowed, 501)
         .from(B, by_b(net, net.c).udp(1, 53).build(), Reason::Allowed, 503)
@@ -254,7 +404,12 @@ fn lease_subject(net: &Net) -> Vector {
 
 fn until(net: &Net) -> Vector {
     let mut world = World::closed();
-    let one = |rule, negated| Alternative { guard: guard::UNTIL, argument: 3, negated, ..allow(rule) };
+    let one = |rule, negated| Alternative {
+        guard: guard::UNTIL,
+        argument: 3,
+        negated,
+        ..allow(rule)
+    };
     world.entry(EGRESS + A, who::C, &[one(501, 0), deny(502)]);
     world.entry(EGRESS + A, who::B, &[one(503, 1), deny(504)]);
     world.expiries.insert(3, Deadline::Future);
@@ -271,24 +426,50 @@ fn until(net: &Net) -> Vector {
 
 fn name(net: &Net) -> Vector {
     let mut world = World::closed();
-    let one = |rule, negated| Alternative { guard: guard::NAME, argument: 8, negated, ..allow(rule) };
+    let one = |rule, negated| Alternative {
+        guard: guard::NAME,
+        argument: 8,
+        negated,
+        ..allow(rule)
+    };
     world.entry(EGRESS + A, who::OUTSIDE, &[one(501, 0), deny(502)]);
     world.entry(EGRESS + B, who::OUTSIDE, &[one(503, 1), deny(504)]);
-    let key = NameKey { address: net.outside.into(), name: 8 };
+    let key = NameKey {
+        address: net.outside.into(),
+        name: 8,
+    };
     Story::new(format!("a learned name, {}", net.name), world)
-        .from(A, by_a(net, net.outside).tcp(1, 443, SYN).build(), Reason::PolicyDenied, 502)
+        .from(
+            A,
+            by_a(net, net.outside).tcp(1, 443, SYN).build(),
+            Reason::PolicyDenied,
+            502,
+        )
         .from(B, by_b(net, net.outside).tcp(1, 443, SYN).build(), Reason::Allowed, 503)
         .change(Change::Name(key, Deadline::Future))
         .from(A, by_a(net, net.outside).tcp(1, 443, SYN).build(), Reason::Allowed, 501)
-        .from(B, by_b(net, net.outside).tcp(2, 443, SYN).build(), Reason::PolicyDenied, 504)
+        .from(
+            B,
+            by_b(net, net.outside).tcp(2, 443, SYN).build(),
+            Reason::PolicyDenied,
+            504,
+        )
         .end()
 }
 
 /// The first alternative whose guard holds decides, even against a later one.
 fn order(net: &Net) -> Vector {
     let mut world = World::closed();
-    let until = |number, rule| Alternative { guard: guard::UNTIL, argument: number, ..allow(rule) };
-    let refuse = Alternative { guard: guard::UNTIL, argument: 2, ..deny(502) };
+    let until = |number, rule| Alternative {
+        guard: guard::UNTIL,
+        argument: number,
+        ..allow(rule)
+    };
+    let refuse = Alternative {
+        guard: guard::UNTIL,
+        argument: 2,
+        ..deny(502)
+    };
     world.entry(EGRESS + A, who::C, &[until(1, 501), refuse, allow(503)]);
     let packet = |port| by_a(net, net.c).udp(port, 53).build();
     Story::new(format!("alternatives in order, {}", net.name), world)

@@ -103,7 +103,16 @@ pub fn nets() -> [Net; 2] {
 
 /// The link-local address of a pod.
 pub const fn link_local(pod: u32) -> IpAddr {
-    IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, if pod == A { 0xa } else { 0xb }))
+    IpAddr::V6(Ipv6Addr::new(
+        0xfe80,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        if pod == A { 0xa } else { 0xb },
+    ))
 }
 
 /// The MAC of a pod.
@@ -140,12 +149,21 @@ pub struct World {
 
 /// An unguarded alternative that allows.
 pub fn allow(rule: u32) -> Alternative {
-    Alternative { rule, action: action::ALLOW, guard: guard::NONE, ..Alternative::default() }
+    Alternative {
+        rule,
+        action: action::ALLOW,
+        guard: guard::NONE,
+        ..Alternative::default()
+    }
 }
 
 /// An unguarded alternative that denies.
 pub fn deny(rule: u32) -> Alternative {
-    Alternative { rule, action: action::DENY, ..allow(rule) }
+    Alternative {
+        rule,
+        action: action::DENY,
+        ..allow(rule)
+    }
 }
 
 impl World {
@@ -154,25 +172,81 @@ impl World {
         let mut world = Self::default();
         for pod in [A, B] {
             world.devices.insert(pod, pod);
-            world.endpoints.insert(pod, EndpointWord { config: pod, generation: 1 });
+            world.endpoints.insert(
+                pod,
+                EndpointWord {
+                    config: pod,
+                    generation: 1,
+                },
+            );
             world.configs.insert(pod, config(pod));
             for ruleset in [EGRESS, INGRESS] {
-                world.entry(ruleset.saturating_add(pod), identity::ANY_ADDRESS, &[deny(DEFAULT_DENY)]);
+                world.entry(
+                    ruleset.saturating_add(pod),
+                    identity::ANY_ADDRESS,
+                    &[deny(DEFAULT_DENY)],
+                );
             }
         }
+        world.inhabit();
+        world
+    }
+
+    /// Binds who is known, and writes the prefixes.
+    fn inhabit(&mut self) {
         for net in nets() {
             let pod = address_flag::POD;
-            world.bind(net.a, AddressEntry { identity: who::A, image_class: who::CLASS_A, slot: A, flags: pod });
-            world.bind(net.b, AddressEntry { identity: who::B, image_class: who::CLASS_A + 1, slot: B, flags: pod });
-            world.bind(net.c, AddressEntry { identity: who::C, image_class: who::CLASS_A + 2, slot: u32::MAX, flags: pod });
-            let node = AddressEntry { identity: who::NODE, slot: u32::MAX, flags: address_flag::LOCAL_NODE, image_class: 0 };
-            world.bind(net.node, node);
+            self.bind(
+                net.a,
+                AddressEntry {
+                    identity: who::A,
+                    image_class: who::CLASS_A,
+                    slot: A,
+                    flags: pod,
+                },
+            );
+            self.bind(
+                net.b,
+                AddressEntry {
+                    identity: who::B,
+                    image_class: who::CLASS_A + 1,
+                    slot: B,
+                    flags: pod,
+                },
+            );
+            self.bind(
+                net.c,
+                AddressEntry {
+                    identity: who::C,
+                    image_class: who::CLASS_A + 2,
+                    slot: u32::MAX,
+                    flags: pod,
+                },
+            );
+            let node = AddressEntry {
+                identity: who::NODE,
+                slot: u32::MAX,
+                flags: address_flag::LOCAL_NODE,
+                image_class: 0,
+            };
+            self.bind(net.node, node);
             let (cidr, range) = if net.a.is_ipv4() { (24, 16) } else { (32, 32) };
             let flags = network_flag::POD_RANGE;
-            world.networks.push((Prefix::new(0, net.outside, cidr), NetworkEntry { identity: who::OUTSIDE, flags: 0 }));
-            world.networks.push((Prefix::new(0, net.a, range), NetworkEntry { identity: who::RANGE, flags }));
+            self.networks.push((
+                Prefix::new(0, net.outside, cidr),
+                NetworkEntry {
+                    identity: who::OUTSIDE,
+                    flags: 0,
+                },
+            ));
+            self.networks.push((
+                Prefix::new(0, net.a, range),
+                NetworkEntry {
+                    identity: who::RANGE,
+                    flags,
+                },
+            ));
         }
-        world
     }
 
     /// As [`World::closed`], but all is allowed to all.
@@ -188,7 +262,13 @@ impl World {
 
     /// Binds an address.
     pub fn bind(&mut self, address: IpAddr, entry: AddressEntry) {
-        self.addresses.push((AddressKey { address: address.into(), zone: 0 }, entry));
+        self.addresses.push((
+            AddressKey {
+                address: address.into(),
+                zone: 0,
+            },
+            entry,
+        ));
     }
 
     /// A port set of one range with these alternatives, not in force yet.
@@ -201,9 +281,20 @@ impl World {
         let first = next_index(&self.ranges);
         for (low, high, enforce, shadow) in ranges {
             let (enforce, shadow) = (self.list(enforce), self.list(shadow));
-            self.ranges.insert(next_index(&self.ranges), Range { low: *low, high: *high, enforce, shadow });
+            self.ranges.insert(
+                next_index(&self.ranges),
+                Range {
+                    low: *low,
+                    high: *high,
+                    enforce,
+                    shadow,
+                },
+            );
         }
-        PortSet { first, count: u32::try_from(ranges.len()).unwrap_or(0) }
+        PortSet {
+            first,
+            count: u32::try_from(ranges.len()).unwrap_or(0),
+        }
     }
 
     /// Puts one range with these alternatives in force for a peer.
@@ -234,8 +325,13 @@ impl World {
     fn list(&mut self, alternatives: &[Alternative]) -> u32 {
         let first = next_index(&self.alternatives);
         for (number, alternative) in (1_u32..).zip(alternatives) {
-            let next = if number as usize == alternatives.len() { 0 } else { first.saturating_add(number) };
-            self.alternatives.insert(next_index(&self.alternatives), Alternative { next, ..*alternative });
+            let next = if number as usize == alternatives.len() {
+                0
+            } else {
+                first.saturating_add(number)
+            };
+            self.alternatives
+                .insert(next_index(&self.alternatives), Alternative { next, ..*alternative });
         }
         if alternatives.is_empty() { 0 } else { first }
     }
@@ -248,18 +344,41 @@ impl World {
         maps.now.set(START);
         maps.boot.set(START.saturating_mul(2));
         let boot = maps.boot.get();
-        maps.devices = self.devices.iter().map(|(device, slot)| (ifindex(*device), *slot)).collect();
+        maps.devices = self
+            .devices
+            .iter()
+            .map(|(device, slot)| (ifindex(*device), *slot))
+            .collect();
         maps.endpoints = self.endpoints.iter().map(|(slot, word)| (*slot, *word)).collect();
-        let resolve = |config: &Config| Config { ifindex: ifindex(config.ifindex), ..*config };
-        maps.configs = self.configs.iter().map(|(index, config)| (*index, resolve(config))).collect();
+        let resolve = |config: &Config| Config {
+            ifindex: ifindex(config.ifindex),
+            ..*config
+        };
+        maps.configs = self
+            .configs
+            .iter()
+            .map(|(index, config)| (*index, resolve(config)))
+            .collect();
         maps.addresses = self.addresses.iter().copied().collect();
         maps.networks = self.networks.iter().copied().collect();
         maps.rules = self.rules.iter().copied().collect();
         maps.ranges = self.ranges.iter().map(|(index, range)| (*index, *range)).collect();
         maps.alternatives = self.alternatives.iter().map(|(index, one)| (*index, *one)).collect();
-        maps.leases = self.leases.iter().map(|(key, deadline)| (*key, deadline.at(boot))).collect();
-        maps.expiries = self.expiries.iter().map(|(number, deadline)| (*number, deadline.at(boot))).collect();
-        maps.names = self.names.iter().map(|(key, deadline)| (*key, deadline.at(boot))).collect();
+        maps.leases = self
+            .leases
+            .iter()
+            .map(|(key, deadline)| (*key, deadline.at(boot)))
+            .collect();
+        maps.expiries = self
+            .expiries
+            .iter()
+            .map(|(number, deadline)| (*number, deadline.at(boot)))
+            .collect();
+        maps.names = self
+            .names
+            .iter()
+            .map(|(key, deadline)| (*key, deadline.at(boot)))
+            .collect();
         maps
     }
 }
@@ -272,7 +391,10 @@ fn next_index<T>(map: &BTreeMap<u32, T>) -> u32 {
 /// The configuration of a pod.
 pub fn config(pod: u32) -> Config {
     let mut addresses = [Address::UNSPECIFIED; 5];
-    let own = nets().into_iter().map(|net| if pod == A { net.a } else { net.b }).chain([link_local(pod)]);
+    let own = nets()
+        .into_iter()
+        .map(|net| if pod == A { net.a } else { net.b })
+        .chain([link_local(pod)]);
     for (address, own) in addresses.iter_mut().zip(own) {
         *address = own.into();
     }
@@ -297,7 +419,12 @@ pub struct Story(Vector);
 impl Story {
     /// Begins a story.
     pub fn new(name: impl Into<String>, world: World) -> Self {
-        Self(Vector { name: name.into(), world, steps: Vec::new(), host_only: None })
+        Self(Vector {
+            name: name.into(),
+            world,
+            steps: Vec::new(),
+            host_only: None,
+        })
     }
     /// It cannot be told in the kernel.
     pub fn host_only(mut self, why: &'static str) -> Self {
@@ -320,7 +447,13 @@ impl Story {
         self
     }
     fn sent(mut self, hook: Hook, device: u32, frame: Vec<u8>, expected: Verdict) -> Self {
-        self.0.steps.push(Step::Packet(Sent { hook, device, frame, socket: false, expected }));
+        self.0.steps.push(Step::Packet(Sent {
+            hook,
+            device,
+            frame,
+            socket: false,
+            expected,
+        }));
         self
     }
     /// A map is written.
@@ -330,7 +463,13 @@ impl Story {
     }
     /// The pod's configuration is published again under the next generation.
     pub fn republish(self, pod: u32, generation: u32) -> Self {
-        self.change(Change::Endpoint(pod, EndpointWord { config: pod, generation }))
+        self.change(Change::Endpoint(
+            pod,
+            EndpointWord {
+                config: pod,
+                generation,
+            },
+        ))
     }
     /// The story.
     pub fn end(self) -> Vector {

@@ -1,0 +1,255 @@
+//! What the rules say of a packet: as part of its flow, in the direction the flow was opened, or as a new connection.
+//!
+//! A flow that loses its permission stays known, without approval: its first packet after that is `Revoked`, later ones
+//! `PolicyDenied`, until rules allow it again or its idle time-out (which dropped packets do not put off) has passed.
+
+use crate::{
+    Scratch,
+    decide::{Stage, find, promote},
+    flow,
+    layout::{Config, Flow, Side, Word, address_flag, config_flag, event_kind, guard, rule},
+    maps::{Maps, Packet},
+    packet::{Headers, Role, tcp},
+    policy::{self, Direction},
+    port::protocol,
+    reason::Reason,
+    record,
+};
+
+/// Asks the rules about a packet, and opens, renews or cuts its flow.
+#[inline(always)]
+pub(crate) fn by_rules<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) -> Reason {
+    let Some(config) = maps.config(scratch.word.config) else {
+        return Reason::MissingConfig;
+    };
+    let found = find(maps, &scratch.key, &mut scratch.confirmed);
+    let (headers, now) = (&scratch.headers, scratch.moment.now);
+    let role = headers.role;
+    let mut second = None;
+    let mut belongs = false;
+    scratch.forward = true;
+    scratch.was_node = false;
+    if let Some(flow) = &found {
+        let forward = (flow.initiator_is_low.get() == 1) == scratch.source_is_low;
+        let ended = flow::expired(flow, headers.protocol, scratch.confirmed, now);
+        if !ended && !(role == Role::Opens && (!forward || flow::closed(flow))) {
+            if !flow::fits(headers, forward) {
+                return Reason::MidStream;
+            }
+            belongs = true;
+            scratch.forward = forward;
+            let side = flow::side(flow, flow::side_index(scratch.hook, forward));
+            scratch.was_node = side.approval.get() != 0 && side.rule.get() == rule::NODE;
+            // Nothing has come this way yet, so the sender may as well be opening a flow of its own. Not so where this
+            // side was approved once: what was cut is not to come back as the other end's idea.
+            if role == Role::Either && !forward && side.ifindex.get() == 0 {
+                second = Some(true);
+            }
+        }
+    }
+    let adopts = !belongs && role == Role::Follows;
+    if adopts {
+        if !may_adopt(config, headers, now) {
+            return Reason::MidStream;
+        }
+        // Servers listen on the smaller port; if the rules do not allow it that way round, the other is tried.
+        scratch.forward = u16::from_be(headers.source_port) >= u16::from_be(headers.destination_port);
+        second = Some(!scratch.forward);
+    }
+    policy::identify(maps, &mut scratch.question);
+    packet.stage(maps, scratch, Stage::Ask);
+    if !scratch.reason.passes()
+        && let Some(other) = second
+    {
+        scratch.forward = other;
+        belongs = false;
+        packet.stage(maps, scratch, Stage::Ask);
+    }
+    note(scratch, config);
+    if belongs && let Some(flow) = found {
+        return renew(maps, scratch, &flow);
+    }
+    let answer = scratch.reason;
+    if !answer.passes() {
+        return if adopts { Reason::MidStream } else { answer };
+    }
+    packet.stage(maps, scratch, Stage::Open);
+    match scratch.reason {
+        Reason::Allowed => {
+            if adopts {
+                Reason::Adopted
+            } else {
+                answer
+            }
+        }
+        refused => refused,
+    }
+}
+
+/// Whether TCP that is already under way is taken over instead of dropped.
+#[inline(always)]
+fn may_adopt(config: &Config, headers: &Headers, now: u64) -> bool {
+    headers.protocol == protocol::TCP
+        && headers.tcp_flags & tcp::RST == 0
+        && config.flags & config_flag::ADOPT != 0
+        && now < config.adopt_until
+}
+
+/// Asks whether the connection may be, opened in the packet's direction or against it.
+#[inline(always)]
+pub(crate) fn ask<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) -> Reason {
+    let Some(config) = maps.config(scratch.word.config) else {
+        return Reason::MissingConfig;
+    };
+    let forward = scratch.forward;
+    let headers = &scratch.headers;
+    let responder_port = if forward {
+        headers.destination_port
+    } else {
+        headers.source_port
+    };
+    let index = flow::side_index(scratch.hook, forward);
+    let direction = if index == 0 {
+        Direction::Egress
+    } else {
+        Direction::Ingress
+    };
+    let question = &mut scratch.question;
+    let node = question.peer_flags & (address_flag::LOCAL_NODE | address_flag::POD) == address_flag::LOCAL_NODE;
+    // A socket can only be asked for what it sends; the pod's answers to it go by what was found then.
+    if node && index == 1 && if forward { packet.has_socket() } else { scratch.was_node } {
+        question.rule = rule::NODE;
+        question.shadow_rule = rule::NODE;
+        question.shadow_drop = 0;
+        question.guard = guard::NONE;
+        question.deadline = u64::MAX;
+        return Reason::NodeTraffic;
+    }
+    policy::ask(
+        question,
+        config,
+        direction,
+        flow::position(headers.protocol, responder_port),
+        scratch.moment.now,
+    );
+    policy::judge(packet, maps, scratch)
+}
+
+/// Takes the answer over into the record.
+#[inline(always)]
+fn note(scratch: &mut Scratch, config: &Config) {
+    let forward = scratch.forward;
+    let (record, question) = (&mut scratch.record, &scratch.question);
+    record.rule = question.rule;
+    record.shadow_rule = question.shadow_rule;
+    record.shadow_drop = question.shadow_drop;
+    record.guard = question.guard;
+    record.reply = u8::from(!forward);
+    if flow::side_index(scratch.hook, forward) == 0 {
+        record.source_identity = config.identity;
+        record.destination_identity = question.peer_identity;
+    } else {
+        record.source_identity = question.peer_identity;
+        record.destination_identity = config.identity;
+    }
+}
+
+/// Approves a known flow again at this side, or cuts it.
+#[inline(always)]
+fn renew<M: Maps>(maps: &M, scratch: &mut Scratch, flow: &Flow) -> Reason {
+    let (forward, answer) = (scratch.forward, scratch.reason);
+    let index = flow::side_index(scratch.hook, forward);
+    let side = flow::side(flow, index);
+    let lived = side.approval.get() != 0;
+    scratch.record.flow = flow.id.get();
+    if !answer.passes() {
+        if lived {
+            side.approval.set(0);
+            scratch.record.event = event_kind::CUT;
+        }
+        return if lived && answer == Reason::PolicyDenied {
+            Reason::Revoked
+        } else {
+            answer
+        };
+    }
+    approve(scratch, side);
+    let bit = 1 << index;
+    let shadow = flow.shadow_drop.get() & !bit;
+    flow.shadow_drop.set(if scratch.record.shadow_drop == 1 {
+        shadow | bit
+    } else {
+        shadow
+    });
+    flow.source_identity.set(scratch.record.source_identity);
+    flow.destination_identity.set(scratch.record.destination_identity);
+    if !lived {
+        scratch.record.event = event_kind::OPEN;
+    }
+    flow::touch(maps, flow, &scratch.headers, index, forward, &scratch.moment);
+    if !scratch.confirmed && flow::earns_confirmation(flow, &scratch.headers, forward) {
+        promote(maps, &scratch.key, flow);
+    }
+    if forward { answer } else { Reason::ReplyAllowed }
+}
+
+/// Writes an approval. Invalid while its words change; see [`Side::approval`] for what holds it together.
+#[inline(always)]
+fn approve(scratch: &Scratch, side: &Side) {
+    let (moment, question) = (&scratch.moment, &scratch.question);
+    let binding = flow::Binding {
+        ifindex: moment.ifindex,
+        slot: scratch.record.slot,
+        deadline: question.deadline,
+        epoch: moment.epoch,
+        peer_epoch: moment.peer_epoch,
+    };
+    side.approval.set(0);
+    side.deadline.set(binding.deadline);
+    side.ifindex.set(binding.ifindex);
+    side.slot.set(binding.slot);
+    side.peer_epoch.set(binding.peer_epoch);
+    side.epoch.set(binding.epoch);
+    side.rule.set(question.rule);
+    side.shadow_rule.set(question.shadow_rule);
+    side.approval
+        .set(flow::approval(&scratch.key, binding, scratch.word.generation));
+}
+
+/// Opens a flow, in place of an old one with the same key. [`Reason::Allowed`], or why there is no room.
+#[inline(always)]
+pub(crate) fn open<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) -> Reason {
+    if let Some(old) = find(maps, &scratch.key, &mut scratch.confirmed) {
+        record::close(packet, maps, &scratch.key, &old, scratch.hook);
+        maps.remove_flow(&scratch.key);
+    }
+    let forward = scratch.forward;
+    let index = flow::side_index(scratch.hook, forward);
+    let (cpu, number) = maps.next_flow_id();
+    let id = u64::from(cpu) << 48 | number & 0xffff_ffff_ffff;
+    scratch.flow = Flow::default();
+    approve(scratch, flow::side(&scratch.flow, index));
+    let (flow, record) = (&mut scratch.flow, &mut scratch.record);
+    flow.id = Word::new(id);
+    flow.cpu = Word::new(cpu);
+    flow.first_seen = Word::new(maps.boot_time());
+    flow.last_seen = Word::new(scratch.moment.now);
+    flow.source_identity = Word::new(record.source_identity);
+    flow.destination_identity = Word::new(record.destination_identity);
+    flow.initiator_is_low = Word::new(u8::from(scratch.source_is_low == forward));
+    flow.shadow_drop = Word::new(record.shadow_drop << index);
+    let length = Word::new(u64::from(scratch.moment.length));
+    let flags = Word::new(scratch.headers.tcp_flags);
+    let ([sent, received], [sent_bytes, received_bytes]) = (&mut flow.packets, &mut flow.bytes);
+    if forward {
+        (*sent, *sent_bytes, flow.initiator_flags) = (Word::new(1), length, flags);
+    } else {
+        (*received, *received_bytes, flow.responder_flags) = (Word::new(1), length, flags);
+    }
+    if !maps.insert_tentative(&scratch.key, &scratch.flow) {
+        return Reason::FlowTableFull;
+    }
+    record.flow = id;
+    record.event = event_kind::OPEN;
+    Reason::Allowed
+}
