@@ -95,15 +95,14 @@ fn endpoints(kernel: &mut Kernel, dump: &MapDump, problems: &mut Vec<Problem>) {
 fn names(kernel: &mut Kernel, dump: &MapDump, problems: &mut Vec<Problem>) {
     let mut by_kind: BTreeMap<u32, BTreeMap<u32, Name>> = BTreeMap::new();
     for (key, entry) in &dump.interned {
-        match Name::read(entry) {
-            Some(name) => drop(by_kind.entry(key.kind).or_default().insert(key.number, name)),
-            None => {
-                kernel.unreadable.set((key.kind, key.number), Some(()));
-                problems.push(Problem::Name {
-                    kind: key.kind,
-                    number: key.number,
-                });
-            }
+        if let Some(name) = Name::read(entry) {
+            by_kind.entry(key.kind).or_default().insert(key.number, name);
+        } else {
+            kernel.unreadable.set((key.kind, key.number), Some(()));
+            problems.push(Problem::Name {
+                kind: key.kind,
+                number: key.number,
+            });
         }
     }
     let mut take = |kind: u32| by_kind.remove(&kind).unwrap_or_default();

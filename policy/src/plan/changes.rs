@@ -51,7 +51,8 @@ pub(crate) struct Work {
 }
 
 impl Work {
-    fn count(&mut self, identity: u32, by: i64) {
+    fn count(&mut self, identity: Option<u32>, by: i64) {
+        let Some(identity) = identity else { return };
         let count = self.bound.entry(identity).or_default();
         *count = count.saturating_add(by);
         self.stale_identities.insert(identity);
@@ -268,8 +269,8 @@ impl Planner {
             let old = self.kernel.addresses.get(id).copied();
             let new = self.wanted_address(*id);
             if old != new {
-                old.iter().for_each(|entry| work.count(entry.identity, -1));
-                new.iter().for_each(|entry| work.count(entry.identity, 1));
+                work.count(old.map(|entry| entry.identity), -1);
+                work.count(new.map(|entry| entry.identity), 1);
                 work.addresses.insert(*id, Change { old, new });
             }
         }
@@ -277,8 +278,8 @@ impl Planner {
             let old = self.kernel.networks.get(id).copied();
             let new = self.wanted_network(*id);
             if old != new {
-                old.iter().for_each(|entry| work.count(entry.identity, -1));
-                new.iter().for_each(|entry| work.count(entry.identity, 1));
+                work.count(old.map(|entry| entry.identity), -1);
+                work.count(new.map(|entry| entry.identity), 1);
                 work.lengths.insert((id.zone, id.length));
                 work.networks.insert(*id, Change { old, new });
             }
@@ -294,7 +295,7 @@ impl Planner {
             .rev()
             .filter(|length| *length <= longest);
         let mut found = lengths.filter_map(|length| self.kernel.networks.get(&address.network(length)));
-        found.next().map_or(Who::NOBODY, Who::of_network)
+        found.next().map_or(Who::NOBODY, |entry| Who::of_network(*entry))
     }
 
     /// Who it will be after the plan.
@@ -309,8 +310,8 @@ impl Planner {
         let mut found = lengths.filter_map(|length| {
             let id = address.network(length);
             match work.networks.get(&id) {
-                Some(change) => change.new.as_ref().map(Who::of_network),
-                None => self.kernel.networks.get(&id).map(Who::of_network),
+                Some(change) => change.new.map(Who::of_network),
+                None => self.kernel.networks.get(&id).copied().map(Who::of_network),
             }
         });
         found.next().unwrap_or(Who::NOBODY)
@@ -321,8 +322,7 @@ impl Planner {
         let now = change
             .old
             .as_ref()
-            .map(Who::of_address)
-            .unwrap_or_else(|| self.covered_now(id, ADDRESS_BITS));
+            .map_or_else(|| self.covered_now(id, ADDRESS_BITS), Who::of_address);
         let after = change.new.as_ref().map(Who::of_address);
         (now, after.unwrap_or_else(|| self.covered_after(work, id, ADDRESS_BITS)))
     }
@@ -330,8 +330,8 @@ impl Planner {
     /// Who the addresses that only this prefix covers are now and will be.
     pub(crate) fn network_who(&self, work: &Work, id: NetworkId, change: &Change<NetworkEntry>) -> (Who, Who) {
         let (address, wider) = (id.first_address(), id.length.checked_sub(1));
-        let now = change.old.as_ref().map(Who::of_network);
-        let after = change.new.as_ref().map(Who::of_network);
+        let now = change.old.map(Who::of_network);
+        let after = change.new.map(Who::of_network);
         let none = |who: Option<Who>| who.unwrap_or(Who::NOBODY);
         (
             now.unwrap_or_else(|| none(wider.map(|length| self.covered_now(address, length)))),

@@ -72,7 +72,9 @@ impl MapWriter for MapDump {
     type Error = Infallible;
 
     fn apply(&mut self, ops: &[MapOp]) -> Result<(), Infallible> {
-        ops.iter().for_each(|op| self.write(op));
+        for op in ops {
+            self.write(op);
+        }
         Ok(())
     }
 }

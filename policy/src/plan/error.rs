@@ -24,7 +24,7 @@ pub struct Limits {
     pub ranges: u32,
     /// Indices of ALTERNATIVES; 0 is never used.
     pub alternatives: u32,
-    /// Entries of NAMES_OF.
+    /// Entries of `NAMES_OF`.
     pub interned: u32,
     /// Names of rules that nothing uses any more and that are kept for flow records; the oldest go first.
     pub idle_rules: u32,

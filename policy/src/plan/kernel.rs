@@ -67,7 +67,7 @@ pub(crate) struct Kernel {
     pub(crate) identities: Interner,
     pub(crate) rulesets: Interner,
     pub(crate) rules: Interner,
-    /// Entries of NAMES_OF that could not be read when they were adopted, by kind and number.
+    /// Entries of `NAMES_OF` that could not be read when they were adopted, by kind and number.
     pub(crate) unreadable: Tracked<(u32, u32), ()>,
     /// Names of slots: the number is the slot.
     pub(crate) slot_names: Tracked<u32, Name>,
@@ -171,20 +171,20 @@ impl Kernel {
     pub(crate) fn identity(&mut self, digest: Digest, text: impl FnOnce() -> String) -> u32 {
         self.identities
             .number(&digest)
-            .unwrap_or_else(|| self.add_identity(Name::new(digest, &text())))
+            .unwrap_or_else(|| self.add_identity(&Name::new(digest, &text())))
     }
 
     /// A new number for an identity.
-    pub(crate) fn add_identity(&mut self, name: Name) -> u32 {
+    pub(crate) fn add_identity(&mut self, name: &Name) -> u32 {
         let number = self.identities.add(name.clone());
-        self.write_name(intern_kind::IDENTITY, number, &name);
+        self.write_name(intern_kind::IDENTITY, number, name);
         number
     }
 
     /// A new number for a ruleset, even if it has one.
-    pub(crate) fn add_ruleset(&mut self, name: Name) -> u32 {
+    pub(crate) fn add_ruleset(&mut self, name: &Name) -> u32 {
         let number = self.rulesets.add(name.clone());
-        self.write_name(intern_kind::RULESET, number, &name);
+        self.write_name(intern_kind::RULESET, number, name);
         number
     }
 

@@ -64,7 +64,7 @@ pub struct LocalEndpoint {
     /// Addresses seen on the pod's end. Only link-local ones are taken from here: what else a pod may call its own is the
     /// state's to say, because a pod can put any address on its device.
     pub addresses: BTreeSet<IpAddr>,
-    /// End of the adoption window, CLOCK_MONOTONIC nanoseconds; 0 = closed.
+    /// End of the adoption window, `CLOCK_MONOTONIC` nanoseconds; 0 = closed.
     pub adopt_until: u64,
 }
 

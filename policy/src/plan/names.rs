@@ -193,7 +193,7 @@ impl Who {
         }
     }
 
-    pub(crate) fn of_network(entry: &NetworkEntry) -> Self {
+    pub(crate) fn of_network(entry: NetworkEntry) -> Self {
         let pod_range = entry.flags & network_flag::POD_RANGE != 0;
         Self {
             identity: entry.identity,

@@ -165,7 +165,7 @@ impl Planner {
         };
         let old = self.kernel.rulesets.number(&digest);
         work.stale_rulesets.extend(old);
-        let number = self.kernel.add_ruleset(Name::new(digest, &text_of(&ruleset)));
+        let number = self.kernel.add_ruleset(&Name::new(digest, &text_of(&ruleset)));
         let peers: Vec<PeerId> = ruleset.entries.keys().copied().collect();
         self.write_entries(number, digest, &ruleset, &peers, work, contents)?;
         if old.is_some_and(|old| self.kernel.users.count(&old) != 0) {

@@ -125,7 +125,7 @@ impl Planner {
             let transition = Transition {
                 from,
                 to,
-                wider: Who::of_network(&entry).wider,
+                wider: Who::of_network(entry).wider,
             };
             routes
                 .networks
@@ -154,7 +154,7 @@ impl Planner {
         let digest = Digest::of("transition", [from.as_bytes(), to.as_bytes(), unique.as_slice()]);
         let number = self
             .kernel
-            .add_identity(Name::new(digest, &format!("transition from {from} to {to}")));
+            .add_identity(&Name::new(digest, &format!("transition from {from} to {to}")));
         let live = self.kernel.users.keys().copied();
         let rulesets: BTreeSet<u32> = live.chain(routes.entered.iter().copied()).collect();
         for ruleset in rulesets {

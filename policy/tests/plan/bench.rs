@@ -118,6 +118,13 @@ impl Bench {
         }
     }
 
+    /// Carries out writes.
+    pub(crate) fn write_all(&mut self, ops: &[MapOp]) {
+        for op in ops {
+            self.write(op);
+        }
+    }
+
     /// Carries out one write and checks what must hold of any write.
     pub(crate) fn write(&mut self, op: &MapOp) {
         match op {
@@ -315,9 +322,10 @@ impl Bench {
     pub(crate) fn judged(&self, tuple: &Tuple) -> Told {
         self.maps.denies.borrow_mut().clear();
         self.maps.events.borrow_mut().clear();
-        let (hook, [source, destination]) = match tuple.egress {
-            true => (Hook::FromPod, [tuple.own, tuple.peer]),
-            false => (Hook::ToPod, [tuple.peer, tuple.own]),
+        let (hook, [source, destination]) = if tuple.egress {
+            (Hook::FromPod, [tuple.own, tuple.peer])
+        } else {
+            (Hook::ToPod, [tuple.peer, tuple.own])
         };
         let (protocol, port) = match tuple.position >> 16 {
             0 => (6, tuple.position & 0xffff),

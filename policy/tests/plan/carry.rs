@@ -38,7 +38,7 @@ impl Allowed {
     fn check(&self, bench: &Bench, turn: usize, after: &dyn Fn() -> String) {
         for ((at, tuple), allowed) in self.tuples.iter().enumerate().zip(&self.told) {
             let told = bench.told(tuple);
-            if (at + turn * 7) % 61 == 0 {
+            if (at + turn * 7).is_multiple_of(61) {
                 assert_eq!(bench.judged(tuple), told, "{tuple:?}");
             }
             assert!(

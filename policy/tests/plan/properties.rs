@@ -30,7 +30,9 @@ fn arrived(bench: &Bench, planner: &Planner, world: &World, expected: &Expected)
 
 fn after_steps(world: &World, steps: &[crate::world::Step]) -> World {
     let mut next = world.clone();
-    steps.iter().for_each(|step| next.step(step));
+    for step in steps {
+        next.step(step);
+    }
     next
 }
 
@@ -80,7 +82,7 @@ proptest! {
         let (mut bench, mut planner) = (Bench::new(), Planner::new(NODE, Limits::default()));
         let mut world = first;
         let ops = planner.plan(&world.state(), &world.local()).unwrap();
-        ops.iter().for_each(|op| bench.write(op));
+        bench.write_all(&ops);
         let mut before = vec![world.expected()];
         for (batch, cut) in rounds {
             world = after_steps(&world, &batch);
@@ -131,7 +133,7 @@ proptest! {
             let delta = Delta::between(&world.state(), &next.state());
             match tight.plan_delta(&delta, &next.local()) {
                 Ok(ops) => {
-                    ops.iter().for_each(|op| bench.write(op));
+                    bench.write_all(&ops);
                     world = next;
                 }
                 Err(error) => prop_assert!(error.to_string().contains("nothing was written"), "{error}"),

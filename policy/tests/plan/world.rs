@@ -363,7 +363,7 @@ fn ruleset_of(number: usize, salt: u8, exist: &BTreeSet<usize>) -> Ruleset {
     }
     for identity_number in exist {
         // Some entries are left out, as if they said what the class says.
-        if (number + identity_number) % 4 != 0 {
+        if !(number + identity_number).is_multiple_of(4) {
             entries.insert(PeerId::Identity(identity(*identity_number)), says(*identity_number));
         }
     }
@@ -429,9 +429,15 @@ fn pool(which: usize, number: usize) -> Arc<PortSet> {
             last(true, index),
         ],
         4 => vec![guarded(Guard::Until(2)), last(false, 2)],
-        _ => vec![last(which % 2 == 0, index)],
+        _ => vec![last(which.is_multiple_of(2), index)],
     };
-    let shadow = |which: usize| if which % 3 == 0 { list(which % 5) } else { Vec::new() };
+    let shadow = |which: usize| {
+        if which.is_multiple_of(3) {
+            list(which % 5)
+        } else {
+            Vec::new()
+        }
+    };
     let middle = 100 + index;
     let ranges = vec![
         Range {
