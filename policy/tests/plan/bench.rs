@@ -87,6 +87,8 @@ pub(crate) struct Bench {
     pub(crate) names: Names,
     held: Reachable,
     highest_generation: u32,
+    /// Peer epochs to be raised because a binding changed, and whether a network did.
+    unraised: (BTreeSet<u32>, bool),
 }
 
 #[derive(Default, Clone)]
@@ -115,7 +117,13 @@ impl Bench {
             names,
             held: Reachable::default(),
             highest_generation: 0,
+            unraised: (BTreeSet::new(), false),
         }
+    }
+
+    /// Every change of who somebody is has raised an epoch behind it: live flows were judged again.
+    pub(crate) fn assert_flows_are_judged_again(&self) {
+        assert_eq!(self.unraised, (BTreeSet::new(), false));
     }
 
     /// Carries out writes.
@@ -138,6 +146,14 @@ impl Bench {
                 );
                 self.highest_generation = word.generation;
             }
+            MapOp::Address(key, _) | MapOp::RemoveAddress(key) => {
+                self.unraised.0.insert(key.address.epoch_slot());
+            }
+            MapOp::Network(..) | MapOp::RemoveNetwork(..) => self.unraised.1 = true,
+            MapOp::PeerEpoch(slot) => {
+                self.unraised.0.remove(slot);
+            }
+            MapOp::Epoch => self.unraised = (BTreeSet::new(), false),
             _ => {}
         }
         self.maps.apply(std::slice::from_ref(op)).unwrap();

@@ -103,6 +103,7 @@ proptest! {
             flips_are_needed(&state, &new, &local, &ops);
             let allowed = Allowed::new(packets.clone(), &bench, &[&expected], &next);
             carry_out(&mut bench, &ops, ops.len(), &allowed);
+            bench.assert_flows_are_judged_again();
             for tuple in &packets {
                 prop_assert_eq!(bench.told(tuple), next.told(tuple, None), "{:?}", tuple);
             }

@@ -14,6 +14,7 @@ use crate::{
 
 /// The maps say what the state says, and the planner uses what it would use from scratch.
 fn arrived(bench: &Bench, planner: &Planner, world: &World, expected: &Expected) {
+    bench.assert_flows_are_judged_again();
     for tuple in packets() {
         assert_eq!(bench.told(&tuple), expected.told(&tuple, None), "{tuple:?}");
     }
