@@ -9,7 +9,9 @@ use std::{
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("the crate has no parent folder")?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .ok_or("the crate has no parent folder")?;
     for input in recipe::INPUTS {
         println!("cargo:rerun-if-changed={}", root.join(input).display());
     }
@@ -21,8 +23,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     // and release builds share it, and a second build costs a second.
     let target_dir = out_dir.ancestors().nth(4).unwrap_or(&out_dir).join("bpf");
     let arch = env::var("CARGO_CFG_TARGET_ARCH")?;
-    let object = recipe::build(recipe::Request { root, target_dir: &target_dir, arch: &arch })
-        .inspect_err(|error| println!("cargo::error={error}"))?;
+    let object = recipe::build(recipe::Request {
+        root,
+        target_dir: &target_dir,
+        arch: &arch,
+    })
+    .inspect_err(|error| println!("cargo::error={error}"))?;
     recipe::install(&object, &out_dir.join("programs"))?;
     println!("cargo:rustc-env=BULKHEAD_BPF_TOOLCHAIN={}", object.toolchain);
     Ok(())

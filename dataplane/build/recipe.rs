@@ -106,13 +106,13 @@ pub(crate) const VARIABLES: [&str; 2] = ["BULKHEAD_BPF_OBJECT", "BULKHEAD_CACHE"
 /// Builds the object, or finds the prebuilt one.
 pub(crate) fn build(request: Request<'_>) -> Result<Object, RecipeError> {
     if let Some(path) = env::var_os("BULKHEAD_BPF_OBJECT").map(PathBuf::from) {
-        return match path.is_file() {
-            true => Ok(Object {
-                path,
-                toolchain: "prebuilt".to_owned(),
-            }),
-            false => Err(RecipeError::NoPrebuilt(path)),
-        };
+        if !path.is_file() {
+            return Err(RecipeError::NoPrebuilt(path));
+        }
+        return Ok(Object {
+            path,
+            toolchain: "prebuilt".to_owned(),
+        });
     }
     let toolchain = Toolchain::find().ok_or(RecipeError::NoToolchain)?;
     let path_variable = path_with_linker()?;
@@ -140,13 +140,13 @@ pub(crate) fn build(request: Request<'_>) -> Result<Object, RecipeError> {
         return Err(RecipeError::Build(toolchain.name().to_owned()));
     }
     let path = request.target_dir.join(TARGET).join("release").join(BINARY);
-    match path.is_file() {
-        true => Ok(Object {
-            path,
-            toolchain: toolchain.name().to_owned(),
-        }),
-        false => Err(RecipeError::NoObject(path)),
+    if !path.is_file() {
+        return Err(RecipeError::NoObject(path));
     }
+    Ok(Object {
+        path,
+        toolchain: toolchain.name().to_owned(),
+    })
 }
 
 /// Full debug information and BTF: the loader reads map definitions from it and the verifier's log quotes source lines.

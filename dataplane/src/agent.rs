@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    ops::RangeInclusive,
     os::fd::AsFd,
     path::PathBuf,
     sync::{
@@ -44,8 +45,12 @@ pub struct Options {
     /// Name of this node, as the controller knows it
     #[arg(long, env = "BULKHEAD_NODE")]
     node: String,
-    /// Where the controller listens: unix:/ABSOLUTE/PATH
-    #[arg(long, env = "BULKHEAD_CONTROLLER", default_value = "unix:/run/bulkhead/controller.sock")]
+    /// Where the controller listens: <unix:/ABSOLUTE/PATH>
+    #[arg(
+        long,
+        env = "BULKHEAD_CONTROLLER",
+        default_value = "unix:/run/bulkhead/controller.sock"
+    )]
     controller: Address,
     /// Socket to serve flows, status and endpoints on (made with mode 0600)
     #[arg(long, env = "BULKHEAD_SOCKET", default_value = "/run/bulkhead/agent.sock")]
@@ -62,6 +67,15 @@ pub struct Options {
     /// For tests: kill this process after so many map writes
     #[arg(long, hide = true)]
     fail_after_writes: Option<u64>,
+    /// For tests: map writes FIRST-LAST fail
+    #[arg(long, hide = true, value_parser = numbers)]
+    refuse_writes: Option<RangeInclusive<u64>>,
+}
+
+fn numbers(text: &str) -> Result<RangeInclusive<u64>, String> {
+    let parse = |number: &str| number.parse::<u64>().map_err(|error| error.to_string());
+    let (first, last) = text.split_once('-').ok_or("not FIRST-LAST")?;
+    Ok(parse(first)?..=parse(last)?)
 }
 
 /// Enters the namespace, then runs until told to end.
@@ -72,8 +86,12 @@ pub fn run(options: Options) -> Result<()> {
     if let Some(path) = &options.netns {
         // Before any thread is started: threads inherit it.
         let file = File::open(path).with_context(|| format!("network namespace {}", path.display()))?;
-        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
-            .with_context(|| format!("entering network namespace {}; is that file a namespace, and are you root?", path.display()))?;
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).with_context(|| {
+            format!(
+                "entering network namespace {}; is that file a namespace, and are you root?",
+                path.display()
+            )
+        })?;
     }
     let kernel = Kernel::open(&options.bpffs)?;
     let listener = server::listen(&options.socket).with_context(|| format!("socket {}", options.socket.display()))?;
@@ -115,12 +133,14 @@ impl Parts {
         let usage = shared.usage.clone();
         let maps = kernel.maps.clone();
         let ring = kernel.events()?;
-        let writer = kernel.writer(Fuse(options.fail_after_writes))?;
+        let writer = kernel.writer(Fuse::new(options.fail_after_writes, options.refuse_writes.clone()))?;
         let store = Store::open(&options.state_dir)?;
         let state = Sync::start(&options.node, kernel, writer, store, shared)?;
 
         let (sync, inputs) = sync_channel(QUEUE);
-        let syncing = thread::Builder::new().name("sync".to_owned()).spawn(move || state.run(&inputs))?;
+        let syncing = thread::Builder::new()
+            .name("sync".to_owned())
+            .spawn(move || state.run(&inputs))?;
         let shared = flows::Shared {
             names,
             devices,
@@ -129,7 +149,9 @@ impl Parts {
             stop: stop.clone(),
         };
         let reader = flows::Reader::new(ring, maps.clone(), shared);
-        let reading = thread::Builder::new().name("flows".to_owned()).spawn(move || reader.run())?;
+        let reading = thread::Builder::new()
+            .name("flows".to_owned())
+            .spawn(move || reader.run())?;
         let (changes, notices, stopped) = (LinkChanges::open()?, sync.clone(), stop.clone());
         let watching = thread::Builder::new()
             .name("links".to_owned())
@@ -146,7 +168,14 @@ impl Parts {
             holding: holding.clone(),
             connection: connected,
         });
-        Ok(Self { sync, agent, holding, connection, stop, threads: vec![syncing, reading, watching] })
+        Ok(Self {
+            sync,
+            agent,
+            holding,
+            connection,
+            stop,
+            threads: vec![syncing, reading, watching],
+        })
     }
 
     /// Runs the tasks until a signal asks to end, or the sync thread is gone.

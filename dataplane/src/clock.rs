@@ -8,15 +8,17 @@ const SECOND: u64 = 1_000_000_000;
 fn nanoseconds(clock: ClockId) -> u64 {
     let time = clock_gettime(clock);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    seconds.saturating_mul(SECOND).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
+    seconds
+        .saturating_mul(SECOND)
+        .saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// CLOCK_BOOTTIME, nanoseconds: the time of events.
+/// `CLOCK_BOOTTIME`, nanoseconds: the time of events.
 pub(crate) fn boot() -> u64 {
     nanoseconds(ClockId::Boottime)
 }
 
-/// Coarse CLOCK_MONOTONIC, nanoseconds: the time of idle flows and adoption windows.
+/// Coarse `CLOCK_MONOTONIC`, nanoseconds: the time of idle flows and adoption windows.
 pub(crate) fn monotonic() -> u64 {
     nanoseconds(ClockId::MonotonicCoarse)
 }
@@ -31,23 +33,27 @@ pub(crate) fn wall() -> u64 {
 pub(crate) struct Wall {
     boot: u64,
     monotonic: u64,
-    wall: u64,
+    now: u64,
 }
 
 impl Wall {
     /// Now.
     pub(crate) fn now() -> Self {
-        Self { boot: boot(), monotonic: monotonic(), wall: wall() }
+        Self {
+            boot: boot(),
+            monotonic: monotonic(),
+            now: wall(),
+        }
     }
 
-    /// Wall time of a CLOCK_BOOTTIME moment.
+    /// Wall time of a `CLOCK_BOOTTIME` moment.
     pub(crate) fn of_boot(self, time: u64) -> u64 {
-        shift(self.wall, self.boot, time)
+        shift(self.now, self.boot, time)
     }
 
-    /// Wall time of a CLOCK_MONOTONIC moment.
+    /// Wall time of a `CLOCK_MONOTONIC` moment.
     pub(crate) fn of_monotonic(self, time: u64) -> u64 {
-        shift(self.wall, self.monotonic, time)
+        shift(self.now, self.monotonic, time)
     }
 }
 
@@ -70,7 +76,9 @@ pub(crate) fn timestamp(wall: u64) -> Option<Timestamp> {
 /// Wall nanoseconds from the wire.
 pub(crate) fn from_timestamp(time: Timestamp) -> u64 {
     let seconds = u64::try_from(time.seconds).unwrap_or(0);
-    seconds.saturating_mul(SECOND).saturating_add(u64::try_from(time.nanos).unwrap_or(0))
+    seconds
+        .saturating_mul(SECOND)
+        .saturating_add(u64::try_from(time.nanos).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -79,7 +87,11 @@ mod tests {
 
     #[test]
     fn moments_map_onto_the_wall() {
-        let wall = Wall { boot: 500, monotonic: 300, wall: 10_000 };
+        let wall = Wall {
+            boot: 500,
+            monotonic: 300,
+            now: 10_000,
+        };
         assert_eq!(wall.of_boot(400), 9_900);
         assert_eq!(wall.of_boot(501), 10_001);
         assert_eq!(wall.of_monotonic(290), 9_990);

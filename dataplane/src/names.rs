@@ -41,13 +41,13 @@ pub(crate) struct Meaning {
     pub(crate) text: Arc<str>,
     /// `key=value` for every label an identity is known by with one value.
     pub(crate) labels: Arc<[String]>,
-    /// CLOCK_BOOTTIME at which the number was given up; records of before may still be on their way.
+    /// `CLOCK_BOOTTIME` at which the number was given up; records of before may still be on their way.
     gone: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
 struct Since {
-    /// CLOCK_BOOTTIME nanoseconds from which it was so.
+    /// `CLOCK_BOOTTIME` nanoseconds from which it was so.
     time: u64,
     party: Option<Arc<Party>>,
 }
@@ -61,7 +61,10 @@ pub(crate) struct Names {
 }
 
 fn key(zone: Zone, address: std::net::IpAddr) -> AddressKey {
-    AddressKey { address: Address::from(address), zone: u32::from(zone.0) }
+    AddressKey {
+        address: Address::from(address),
+        zone: u32::from(zone.0),
+    }
 }
 
 impl Names {
@@ -99,7 +102,15 @@ impl Names {
             intern_kind::IDENTITY | intern_kind::RULESET => name.digest.short().into(),
             _ => text.clone(),
         };
-        self.numbers.insert(key, Meaning { labels: labels(&name.text).into(), name: short, text, gone: None });
+        self.numbers.insert(
+            key,
+            Meaning {
+                labels: labels(&name.text).into(),
+                name: short,
+                text,
+                gone: None,
+            },
+        );
     }
 
     /// The state that was in force before this agent began: true since ever.
@@ -110,7 +121,7 @@ impl Names {
         }
     }
 
-    /// What a delta rebinds, from `time` (CLOCK_BOOTTIME) on: taken before the kernel is told. Between the two an event may
+    /// What a delta rebinds, from `time` (`CLOCK_BOOTTIME`) on: taken before the kernel is told. Between the two an event may
     /// be judged by the old binding and named by the new one; that is the time of one plan.
     pub(crate) fn change(&self, delta: &Delta, time: u64) {
         for resource in &delta.upserts {
@@ -127,26 +138,38 @@ impl Names {
 
     fn bind(&self, key: AddressKey, party: Option<Party>, time: u64) {
         let mut history = self.addresses.entry(key).or_default();
-        if history.last().is_some_and(|last| last.party.as_deref() == party.as_ref()) {
+        if history
+            .last()
+            .is_some_and(|last| last.party.as_deref() == party.as_ref())
+        {
             return;
         }
         if history.len() >= HISTORY {
             history.remove(0);
         }
-        history.push(Since { time, party: party.map(Arc::new) });
+        history.push(Since {
+            time,
+            party: party.map(Arc::new),
+        });
     }
 
     /// Forgets addresses whose last binding went long ago, and numbers given up long ago.
     pub(crate) fn sweep(&self, now: u64) {
-        self.numbers.retain(|_, meaning| meaning.gone.is_none_or(|gone| now.saturating_sub(gone) < REMEMBERED));
+        self.numbers
+            .retain(|_, meaning| meaning.gone.is_none_or(|gone| now.saturating_sub(gone) < REMEMBERED));
         self.addresses.retain(|_, history| {
-            history.last().is_some_and(|last| last.party.is_some() || now.saturating_sub(last.time) < REMEMBERED)
+            history
+                .last()
+                .is_some_and(|last| last.party.is_some() || now.saturating_sub(last.time) < REMEMBERED)
         });
     }
 
-    /// Whose address it was at a time (CLOCK_BOOTTIME).
+    /// Whose address it was at a time (`CLOCK_BOOTTIME`).
     pub(crate) fn party(&self, zone: u32, address: &Address, time: u64) -> Option<Arc<Party>> {
-        let history = self.addresses.get(&AddressKey { address: *address, zone })?;
+        let history = self.addresses.get(&AddressKey {
+            address: *address,
+            zone,
+        })?;
         history.iter().rev().find(|since| since.time <= time)?.party.clone()
     }
 
@@ -154,7 +177,12 @@ impl Names {
     pub(crate) fn identity(&self, number: u32) -> Option<Meaning> {
         let reserved = |peer: PeerId| {
             let text: Arc<str> = peer.to_string().into();
-            Some(Meaning { name: text.clone(), text, labels: [].into(), gone: None })
+            Some(Meaning {
+                name: text.clone(),
+                text,
+                labels: [].into(),
+                gone: None,
+            })
         };
         match number {
             identity::NONE => None,
@@ -184,7 +212,9 @@ impl Names {
     }
 
     fn meaning(&self, kind: u32, number: u32) -> Option<Meaning> {
-        self.numbers.get(&InternKey { kind, number }).map(|meaning| meaning.clone())
+        self.numbers
+            .get(&InternKey { kind, number })
+            .map(|meaning| meaning.clone())
     }
 }
 
@@ -247,9 +277,15 @@ impl DeviceNames {
 mod tests {
     use super::*;
 
-    fn pod(name: &str) -> Option<Party> {
-        let name = WorkloadKey { namespace: "shop".to_owned(), name: name.to_owned() };
-        Some(Party { name: Some(name), ..Party::default() })
+    fn pod(name: &str) -> Party {
+        let name = WorkloadKey {
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+        };
+        Party {
+            name: Some(name),
+            ..Party::default()
+        }
     }
 
     #[test]
@@ -257,10 +293,14 @@ mod tests {
         let names = Names::default();
         let address = Address([1, 2, 3, 4]);
         let key = AddressKey { address, zone: 0 };
-        names.bind(key, pod("old"), 100);
+        names.bind(key, Some(pod("old")), 100);
         names.bind(key, None, 200);
-        names.bind(key, pod("new"), 300);
-        let at = |time| names.party(0, &address, time).and_then(|party| Some(party.name.clone()?.name));
+        names.bind(key, Some(pod("new")), 300);
+        let at = |time| {
+            names
+                .party(0, &address, time)
+                .and_then(|party| Some(party.name.clone()?.name))
+        };
         assert_eq!(at(99), None);
         assert_eq!(at(199).as_deref(), Some("old"));
         assert_eq!(at(250), None);
@@ -280,7 +320,7 @@ mod tests {
         let address = Address([1, 2, 3, 4]);
         let key = AddressKey { address, zone: 0 };
         for time in 1..100 {
-            names.bind(key, if time % 2 == 0 { None } else { pod("a") }, time);
+            names.bind(key, if time % 2 == 0 { None } else { Some(pod("a")) }, time);
         }
         assert_eq!(names.addresses.get(&key).map(|history| history.len()), Some(HISTORY));
         names.bind(key, None, 100);

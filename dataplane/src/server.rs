@@ -17,8 +17,8 @@ use bulkhead_proto::{
     filter::Filters,
     v1::{
         AgentStatus, EndpointStatus, Flow, GetAgentStatusRequest, GetEndpointsRequest, GetEndpointsResponse,
-        GetFlowsRequest, GetFlowsResponse, LossPlace, LostFlows, MapUsage, VerdictCount, agent_service_server::AgentService,
-        get_flows_response,
+        GetFlowsRequest, GetFlowsResponse, LossPlace, LostFlows, MapUsage, VerdictCount,
+        agent_service_server::AgentService, get_flows_response,
     },
 };
 use bulkhead_verdict::{
@@ -101,12 +101,16 @@ impl Walk {
             Entry::Record(record) if record.time < self.since => return None,
             Entry::Record(record) => {
                 let flow: Flow = record.message(&self.node);
-                self.filters.matches(&flow).then_some(get_flows_response::Response::Flow(flow))?
+                self.filters
+                    .matches(&flow)
+                    .then_some(get_flows_response::Response::Flow(flow))?
             }
             Entry::Loss(loss) if loss.last < self.since => return None,
             Entry::Loss(loss) => get_flows_response::Response::Lost(lost(loss)),
         };
-        Some(GetFlowsResponse { response: Some(response) })
+        Some(GetFlowsResponse {
+            response: Some(response),
+        })
     }
 
     /// Moves the start so that only the newest `last` matching records follow.
@@ -158,11 +162,28 @@ impl Walk {
         }
     }
 
-    async fn send_missed(&self, position: u64, missed: u64) -> Result<(), mpsc::error::SendError<Result<GetFlowsResponse, Status>>> {
-        let place = if position < self.asked_at { LossPlace::History } else { LossPlace::Subscriber };
+    async fn send_missed(
+        &self,
+        position: u64,
+        missed: u64,
+    ) -> Result<(), mpsc::error::SendError<Result<GetFlowsResponse, Status>>> {
+        let place = if position < self.asked_at {
+            LossPlace::History
+        } else {
+            LossPlace::Subscriber
+        };
         let now = clock::wall();
-        let response = get_flows_response::Response::Lost(lost(&Loss { count: missed, place, first: now, last: now }));
-        self.outbox.send(Ok(GetFlowsResponse { response: Some(response) })).await
+        let response = get_flows_response::Response::Lost(lost(&Loss {
+            count: missed,
+            place,
+            first: now,
+            last: now,
+        }));
+        self.outbox
+            .send(Ok(GetFlowsResponse {
+                response: Some(response),
+            }))
+            .await
     }
 }
 
@@ -209,7 +230,11 @@ impl AgentService for Agent {
         let count = |enforced: fn(&bulkhead_proto::v1::EndpointGeneration) -> bool| {
             u32::try_from(holding.generations.iter().filter(|endpoint| enforced(endpoint)).count()).unwrap_or(u32::MAX)
         };
-        let sums = self.maps.stats.sums().map_err(|error| Status::internal(crate::chain(&error)))?;
+        let sums = self
+            .maps
+            .stats
+            .sums()
+            .map_err(|error| Status::internal(crate::chain(&error)))?;
         Ok(Response::new(AgentStatus {
             node: self.node.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -219,7 +244,11 @@ impl AgentService for Agent {
             revision: holding.revision,
             state_digest: holding.digest.map_or_else(Vec::new, |digest| digest.0.to_vec()),
             held_at: clock::timestamp(holding.held_at),
-            error: if holding.error.is_empty() { connection.error } else { holding.error.clone() },
+            error: if holding.error.is_empty() {
+                connection.error
+            } else {
+                holding.error.clone()
+            },
             endpoints: count(|_| true),
             endpoints_enforced: count(|endpoint| endpoint.enforced),
             maps: self.map_usage(),
@@ -228,15 +257,14 @@ impl AgentService for Agent {
         }))
     }
 
-    async fn get_endpoints(
-        &self,
-        _: Request<GetEndpointsRequest>,
-    ) -> Result<Response<GetEndpointsResponse>, Status> {
+    async fn get_endpoints(&self, _: Request<GetEndpointsRequest>) -> Result<Response<GetEndpointsResponse>, Status> {
         let (reply, answer) = oneshot::channel::<Vec<EndpointStatus>>();
-        self.sync.try_send(Input::Describe(reply)).map_err(|error| match error {
-            TrySendError::Full(_) => Status::resource_exhausted("the agent is busy with an update; try again"),
-            TrySendError::Disconnected(_) => Status::unavailable("the agent is stopping"),
-        })?;
+        self.sync
+            .try_send(Input::Describe(reply))
+            .map_err(|error| match error {
+                TrySendError::Full(_) => Status::resource_exhausted("the agent is busy with an update; try again"),
+                TrySendError::Disconnected(_) => Status::unavailable("the agent is stopping"),
+            })?;
         let endpoints = answer.await.map_err(|_| Status::unavailable("the agent is stopping"))?;
         Ok(Response::new(GetEndpointsResponse { endpoints }))
     }
@@ -262,7 +290,11 @@ impl Agent {
             ("tentative flows", counted(&self.counters.tentative), layout::TENTATIVE),
             ("denials", counted(&self.counters.denies), layout::DENIES),
         ]
-        .map(|(name, used, limit)| MapUsage { name: name.to_owned(), used, limit: limit.into() })
+        .map(|(name, used, limit)| MapUsage {
+            name: name.to_owned(),
+            used,
+            limit: limit.into(),
+        })
         .into()
     }
 
@@ -275,7 +307,14 @@ impl Agent {
         .into_iter()
         .map(|(place, count, at)| (place, count.load(Ordering::Relaxed), at.load(Ordering::Relaxed)))
         .filter(|(_, count, _)| *count > 0)
-        .map(|(place, count, last)| lost(&Loss { count, place, first: 0, last }))
+        .map(|(place, count, last)| {
+            lost(&Loss {
+                count,
+                place,
+                first: 0,
+                last,
+            })
+        })
         .collect()
     }
 }

@@ -56,8 +56,16 @@ impl Store {
     /// Makes the folder.
     pub(crate) fn open(folder: &Path) -> Result<Self, StoreError> {
         let path = folder.join(FILE);
-        fs::create_dir_all(folder).map_err(|source| StoreError::Write { path: path.clone(), source })?;
-        Ok(Self { path, file: None, snapshot_bytes: 0, appended_bytes: 0 })
+        fs::create_dir_all(folder).map_err(|source| StoreError::Write {
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Self {
+            path,
+            file: None,
+            snapshot_bytes: 0,
+            appended_bytes: 0,
+        })
     }
 
     /// Reads the last whole revision; `None` when there is no file.
@@ -65,15 +73,34 @@ impl Store {
         let mut file = match File::open(&self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(StoreError::Read { path: self.path.clone(), source }),
+            Err(source) => {
+                return Err(StoreError::Read {
+                    path: self.path.clone(),
+                    source,
+                });
+            }
         };
-        let content = |problem: String| StoreError::Content { path: self.path.clone(), problem };
+        let content = |problem: String| StoreError::Content {
+            path: self.path.clone(),
+            problem,
+        };
         let mut assembler = Assembler::default();
         let mut stored: Option<Stored> = None;
-        while let Some(payload) = frame(&mut file).map_err(|source| StoreError::Read { path: self.path.clone(), source })? {
+        while let Some(payload) = frame(&mut file).map_err(|source| StoreError::Read {
+            path: self.path.clone(),
+            source,
+        })? {
             let update = Update::decode(payload.as_slice()).map_err(|error| content(error.to_string()))?;
             let revision = assembler.push(update).map_err(|error| content(error.to_string()))?;
-            let Some(Revision { revision, snapshot, delta, .. }) = revision else { continue };
+            let Some(Revision {
+                revision,
+                snapshot,
+                delta,
+                ..
+            }) = revision
+            else {
+                continue;
+            };
             let mut state = match (snapshot, stored.take()) {
                 (true, _) => State::default(),
                 (false, Some(before)) => before.state,
@@ -106,7 +133,10 @@ impl Store {
             // A gap would make the file wrong, an absent one is only less useful.
             self.file = None;
             drop(fs::remove_file(&self.path));
-            StoreError::Write { path: self.path.clone(), source }
+            StoreError::Write {
+                path: self.path.clone(),
+                source,
+            }
         })
     }
 
@@ -118,12 +148,19 @@ impl Store {
         whole.apply(revision.delta.clone()).map_err(io::Error::other)?;
         let snapshot = Revision {
             snapshot: true,
-            delta: Delta { upserts: whole.resources(), removes: Vec::new() },
+            delta: Delta {
+                upserts: whole.resources(),
+                removes: Vec::new(),
+            },
             policies: Vec::new(),
             ..*revision
         };
         let fresh = self.path.with_extension("new");
-        let mut file = OpenOptions::new().create(true).truncate(true).write(true).open(&fresh)?;
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .open(&fresh)?;
         self.snapshot_bytes = append(&mut file, &snapshot)?;
         self.appended_bytes = 0;
         file.sync_data()?;
@@ -187,15 +224,27 @@ mod tests {
             peer: PeerId::AnyPod,
             kind: AddressKind::Pod,
             image_class: 0,
-            name: WorkloadKey { namespace: "shop".to_owned(), name: name.to_owned() },
+            name: WorkloadKey {
+                namespace: "shop".to_owned(),
+                name: name.to_owned(),
+            },
             node: None,
         };
         Resource::Binding(Zone(0), IpAddr::from([10, 0, 0, last]), binding)
     }
 
     fn revision(number: u64, snapshot: bool, upserts: Vec<Resource>) -> Revision {
-        let delta = Delta { upserts, removes: Vec::new() };
-        Revision { revision: number, snapshot, delta, policies: Vec::new(), state_digest: Digest([0; 32]) }
+        let delta = Delta {
+            upserts,
+            removes: Vec::new(),
+        };
+        Revision {
+            revision: number,
+            snapshot,
+            delta,
+            policies: Vec::new(),
+            state_digest: Digest([0; 32]),
+        }
     }
 
     #[test]
@@ -227,10 +276,14 @@ mod tests {
     fn a_successor_begins_with_a_whole_file() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = Store::open(folder.path()).unwrap();
-        store.keep(&revision(5, true, vec![binding(1, "a")]), &State::default()).unwrap();
+        store
+            .keep(&revision(5, true, vec![binding(1, "a")]), &State::default())
+            .unwrap();
         let mut successor = Store::open(folder.path()).unwrap();
         let before = successor.load().unwrap().unwrap().state;
-        successor.keep(&revision(6, false, vec![binding(1, "c")]), &before).unwrap();
+        successor
+            .keep(&revision(6, false, vec![binding(1, "c")]), &before)
+            .unwrap();
         let stored = successor.load().unwrap().unwrap();
         assert_eq!((stored.revision, stored.state.bindings.len()), (6, 1));
     }

@@ -89,12 +89,19 @@ impl Stream {
                 Err(error) => format!("{error:#}"),
             };
             let was_connected = self.connection.borrow().connected;
-            let now = Connection { connected: false, error };
+            let now = Connection {
+                connected: false,
+                error,
+            };
             if *self.connection.borrow() != now {
                 tracing::warn!(controller = %self.address, "{}; what is in force stays", now.error);
             }
             self.connection.send_replace(now);
-            pause = if was_connected { RETRY_FIRST } else { (pause * 2).min(RETRY_MAX) };
+            pause = if was_connected {
+                RETRY_FIRST
+            } else {
+                (pause * 2).min(RETRY_MAX)
+            };
             tokio::time::sleep(pause).await;
         }
     }
@@ -123,7 +130,10 @@ impl Stream {
             ),
             _ => bail!("the controller's first message is no Welcome"),
         }
-        self.connection.send_replace(Connection { connected: true, error: String::new() });
+        self.connection.send_replace(Connection {
+            connected: true,
+            error: String::new(),
+        });
         self.serve(&mut inbox, &outbox).await
     }
 
@@ -183,9 +193,14 @@ impl Stream {
         let (reply, answer) = oneshot::channel();
         let number = revision.revision;
         let snapshot = revision.snapshot;
-        let input = Input::Revision { revision: Box::new(revision), reply };
+        let input = Input::Revision {
+            revision: Box::new(revision),
+            reply,
+        };
         // The thread's queue has room: we are the only one who waits, and for one revision at a time.
-        self.sync.try_send(input).context("the sync thread takes no more work")?;
+        self.sync
+            .try_send(input)
+            .context("the sync thread takes no more work")?;
         let result = answer.await.context("the sync thread has ended")?;
         let holding = self.holding.borrow_and_update().clone();
         let error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
@@ -224,16 +239,26 @@ fn ack(holding: &Holding, revision: u64, error: String) -> node_message::Message
 }
 
 fn announcement(holding: &Holding) -> node_message::Message {
-    node_message::Message::Announcement(Announcement { endpoints: holding.announced.clone() })
+    node_message::Message::Announcement(Announcement {
+        endpoints: holding.announced.clone(),
+    })
 }
 
 async fn send(outbox: &mpsc::Sender<NodeMessage>, message: node_message::Message) -> Result<()> {
-    outbox.send(NodeMessage { message: Some(message) }).await.context("the stream has ended")
+    outbox
+        .send(NodeMessage { message: Some(message) })
+        .await
+        .context("the stream has ended")
 }
 
 async fn message(inbox: &mut Streaming<ControllerMessage>) -> Result<Option<controller_message::Message>> {
-    let Some(message) = inbox.message().await.context("the stream broke")? else { return Ok(None) };
-    message.message.map(Some).context("the controller sent a message this agent does not know: upgrade the agent")
+    let Some(message) = inbox.message().await.context("the stream broke")? else {
+        return Ok(None);
+    };
+    message
+        .message
+        .map(Some)
+        .context("the controller sent a message this agent does not know: upgrade the agent")
 }
 
 async fn channel(address: &Address) -> Result<Channel> {

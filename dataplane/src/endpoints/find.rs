@@ -34,7 +34,9 @@ pub(crate) struct Device {
 /// Why a device was not found; each is tried again, with growing pauses and whenever a device changes.
 #[derive(Debug, Error)]
 pub(crate) enum FindError {
-    #[error("the pod names neither its network namespace (annotation bulkhead.dev/netns) nor its device (bulkhead.dev/device)")]
+    #[error(
+        "the pod names neither its network namespace (annotation bulkhead.dev/netns) nor its device (bulkhead.dev/device)"
+    )]
     NoAttachment,
     #[error("network namespace {}: {source}; is the pod still there, and is the path as this node sees it?", path.display())]
     Namespace { path: PathBuf, source: io::Error },
@@ -44,7 +46,9 @@ pub(crate) enum FindError {
     NotOurs { path: PathBuf },
     #[error("device {name}: not in the agent's network namespace (yet)")]
     NoDevice { name: String },
-    #[error("device {name}: not an end of a veth pair, so the pod's MAC address is not known; name its namespace too (annotation bulkhead.dev/netns)")]
+    #[error(
+        "device {name}: not an end of a veth pair, so the pod's MAC address is not known; name its namespace too (annotation bulkhead.dev/netns)"
+    )]
     NoPeer { name: String },
     #[error("device {name}: the pod's end has no Ethernet address")]
     NoMac { name: String },
@@ -67,12 +71,18 @@ fn by_namespace(here: &mut Netlink, path: PathBuf) -> Result<Device, FindError> 
         Err(source) => return Err(FindError::Namespace { path, source }),
     };
     let (mut there, file) = namespace;
-    let Some(pod) = there.link_by_name(POD_DEVICE)? else { return Err(FindError::NoPodDevice { path }) };
-    let Some(peer) = pod.peer else { return Err(FindError::NotOurs { path }) };
+    let Some(pod) = there.link_by_name(POD_DEVICE)? else {
+        return Err(FindError::NoPodDevice { path });
+    };
+    let Some(peer) = pod.peer else {
+        return Err(FindError::NotOurs { path });
+    };
     // The index alone could be that of any device here. It is the pod's only if the pair points back: same index, and
     // the same namespace, which a number stands for.
     let number = here.namespace_number(&file)?;
-    let Some(host) = here.link_by_index(peer, None)? else { return Err(FindError::NotOurs { path }) };
+    let Some(host) = here.link_by_index(peer, None)? else {
+        return Err(FindError::NotOurs { path });
+    };
     if host.peer != Some(pod.index) || number.is_none() || host.peer_namespace != number {
         return Err(FindError::NotOurs { path });
     }
@@ -81,7 +91,9 @@ fn by_namespace(here: &mut Netlink, path: PathBuf) -> Result<Device, FindError> 
 }
 
 fn by_name(here: &mut Netlink, name: &str) -> Result<Device, FindError> {
-    let Some(host) = here.link_by_name(name)? else { return Err(FindError::NoDevice { name: name.to_owned() }) };
+    let Some(host) = here.link_by_name(name)? else {
+        return Err(FindError::NoDevice { name: name.to_owned() });
+    };
     let (Some(peer), Some(namespace)) = (host.peer, host.peer_namespace) else {
         return Err(FindError::NoPeer { name: name.to_owned() });
     };
@@ -93,17 +105,32 @@ fn by_name(here: &mut Netlink, name: &str) -> Result<Device, FindError> {
 }
 
 fn device(host: Link, pod: &Link, addresses: Vec<IpAddr>) -> Result<Device, FindError> {
-    let Some(mac) = pod.mac else { return Err(FindError::NoMac { name: host.name }) };
+    let Some(mac) = pod.mac else {
+        return Err(FindError::NoMac { name: host.name });
+    };
     let mut addresses: BTreeSet<IpAddr> = addresses.into_iter().collect();
     // The kernel gives a device this address some time after it comes up; a pod that is attached at once has it then.
     addresses.insert(link_local(mac).into());
-    Ok(Device { ifindex: host.index, name: host.name, peer: pod.index, mac, addresses })
+    Ok(Device {
+        ifindex: host.index,
+        name: host.name,
+        peer: pod.index,
+        mac,
+        addresses,
+    })
 }
 
 /// The link-local address that follows from a MAC (RFC 4291, appendix A).
 fn link_local(mac: [u8; 6]) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac;
-    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+    let [maker0, maker1, maker2, serial0, serial1, serial2] = mac;
+    let words = [
+        u16::from_be_bytes([maker0 ^ 2, maker1]),
+        u16::from_be_bytes([maker2, 0xff]),
+        u16::from_be_bytes([0xfe, serial0]),
+        u16::from_be_bytes([serial1, serial2]),
+    ];
+    let [first, second, third, fourth] = words;
+    Ipv6Addr::new(0xfe80, 0, 0, 0, first, second, third, fourth)
 }
 
 #[cfg(test)]
@@ -112,6 +139,9 @@ mod tests {
 
     #[test]
     fn link_local_of_a_mac() {
-        assert_eq!(link_local([0x02, 0, 0, 0, 0x12, 0x34]).to_string(), "fe80::ff:fe00:1234");
+        assert_eq!(
+            link_local([0x02, 0, 0, 0, 0x12, 0x34]).to_string(),
+            "fe80::ff:fe00:1234"
+        );
     }
 }

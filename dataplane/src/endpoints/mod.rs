@@ -15,11 +15,8 @@ use bulkhead_policy::{
     state::{Delta, Endpoint, Resource, ResourceName, State},
 };
 
-pub(crate) use self::{
-    find::Device,
-    netlink::LinkChanges,
-};
 use self::netlink::Netlink;
+pub(crate) use self::{find::Device, netlink::LinkChanges};
 
 /// First pause after a failure; it doubles up to [`RETRY_MAX`].
 const RETRY_FIRST: Duration = Duration::from_millis(50);
@@ -40,7 +37,11 @@ struct Wanted {
 enum Found {
     Device(Device),
     /// Not found, or not attached.
-    Missing { why: String, pause: Duration, retry: Instant },
+    Missing {
+        why: String,
+        pause: Duration,
+        retry: Instant,
+    },
 }
 
 #[derive(Debug)]
@@ -66,15 +67,30 @@ impl Endpoints {
     /// None yet; asks the namespace of the calling thread.
     pub(crate) fn new() -> io::Result<Self> {
         let here = Netlink::open()?;
-        Ok(Self { here, entries: BTreeMap::new(), owners: HashMap::new(), released: Vec::new(), reread: Instant::now() + REREAD })
+        Ok(Self {
+            here,
+            entries: BTreeMap::new(),
+            owners: HashMap::new(),
+            released: Vec::new(),
+            reread: Instant::now() + REREAD,
+        })
     }
 
     /// Takes over what a state wants; looks for the devices of those that are new or changed.
     pub(crate) fn replace(&mut self, state: &State, now: Instant) {
-        let gone: Vec<WorkloadKey> =
-            self.entries.keys().filter(|key| !state.endpoints.contains_key(*key)).cloned().collect();
-        gone.iter().for_each(|key| self.remove(key));
-        state.endpoints.iter().for_each(|(key, endpoint)| self.want(key, endpoint, now));
+        let gone: Vec<WorkloadKey> = self
+            .entries
+            .keys()
+            .filter(|key| !state.endpoints.contains_key(*key))
+            .cloned()
+            .collect();
+        for key in &gone {
+            self.remove(key);
+        }
+        state
+            .endpoints
+            .iter()
+            .for_each(|(key, endpoint)| self.want(key, endpoint, now));
     }
 
     /// Takes over what a delta changes.
@@ -92,32 +108,56 @@ impl Endpoints {
     }
 
     fn want(&mut self, key: &WorkloadKey, endpoint: &Endpoint, now: Instant) {
-        let wanted = Wanted { uid: endpoint.uid.clone(), attachment: endpoint.attachment.clone() };
+        let wanted = Wanted {
+            uid: endpoint.uid.clone(),
+            attachment: endpoint.attachment.clone(),
+        };
         if self.entries.get(key).is_some_and(|entry| entry.wanted == wanted) {
             return;
         }
         // The same pod, pointed to another device by who wrote its annotation: the old one is let go. Another pod of that
         // name is no reason to: the old one may still run.
-        if let Some(Entry { wanted: before, found: Found::Device(device), .. }) = self.entries.get(key)
+        if let Some(Entry {
+            wanted: before,
+            found: Found::Device(device),
+            ..
+        }) = self.entries.get(key)
             && before.uid == wanted.uid
         {
             self.released.push(device.ifindex);
         }
         self.remove(key);
-        let found = Found::Missing { why: String::new(), pause: RETRY_FIRST, retry: now };
-        self.entries.insert(key.clone(), Entry { wanted, found, adopt_until: 0 });
+        let found = Found::Missing {
+            why: String::new(),
+            pause: RETRY_FIRST,
+            retry: now,
+        };
+        self.entries.insert(
+            key.clone(),
+            Entry {
+                wanted,
+                found,
+                adopt_until: 0,
+            },
+        );
         self.look(key, now);
     }
 
     fn remove(&mut self, key: &WorkloadKey) {
-        if let Some(Entry { found: Found::Device(device), .. }) = self.entries.remove(key) {
+        if let Some(Entry {
+            found: Found::Device(device),
+            ..
+        }) = self.entries.remove(key)
+        {
             self.owners.remove(&device.ifindex);
         }
     }
 
     /// Looks for one endpoint's device; true when it was found.
     fn look(&mut self, key: &WorkloadKey, now: Instant) -> bool {
-        let Some(entry) = self.entries.get_mut(key) else { return false };
+        let Some(entry) = self.entries.get_mut(key) else {
+            return false;
+        };
         let why = match find::find(&mut self.here, &entry.wanted.attachment) {
             Ok(device) => match self.owners.get(&device.ifindex) {
                 Some(owner) if owner != key => format!("device {}: is {owner}'s already", device.name),
@@ -146,7 +186,11 @@ impl Endpoints {
         if before != Some(&why) {
             tracing::warn!(endpoint = %key, "not attached: {why}");
         }
-        entry.found = Found::Missing { why, pause: (pause * 2).min(RETRY_MAX), retry: now + pause };
+        entry.found = Found::Missing {
+            why,
+            pause: (pause * 2).min(RETRY_MAX),
+            retry: now + pause,
+        };
     }
 
     /// The device could not be attached: as if it had not been found.
@@ -159,8 +203,12 @@ impl Endpoints {
     pub(crate) fn refresh(&mut self, all: bool, now: Instant) -> io::Result<bool> {
         let mut changed = false;
         if all {
-            let there: HashMap<u32, Option<u32>> =
-                self.here.links()?.into_iter().map(|link| (link.index, link.peer)).collect();
+            let there: HashMap<u32, Option<u32>> = self
+                .here
+                .links()?
+                .into_iter()
+                .map(|link| (link.index, link.peer))
+                .collect();
             let gone: Vec<(WorkloadKey, String)> = self
                 .devices()
                 .filter(|(_, device)| there.get(&device.ifindex) != Some(&Some(device.peer)))
@@ -176,8 +224,12 @@ impl Endpoints {
             changed |= self.read_addresses();
         }
         let due = |entry: &Entry| matches!(entry.found, Found::Missing { retry, .. } if all || retry <= now);
-        let due: Vec<WorkloadKey> =
-            self.entries.iter().filter(|(_, entry)| due(entry)).map(|(key, _)| key.clone()).collect();
+        let due: Vec<WorkloadKey> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| due(entry))
+            .map(|(key, _)| key.clone())
+            .collect();
         for key in due {
             changed |= self.look(&key, now);
         }
@@ -189,7 +241,9 @@ impl Endpoints {
     fn read_addresses(&mut self) -> bool {
         let mut changed = false;
         for entry in self.entries.values_mut() {
-            let Found::Device(device) = &mut entry.found else { continue };
+            let Found::Device(device) = &mut entry.found else {
+                continue;
+            };
             if let Ok(now) = find::find(&mut self.here, &entry.wanted.attachment)
                 && now.ifindex == device.ifindex
                 && now.addresses != device.addresses
@@ -255,7 +309,9 @@ impl Endpoints {
         self.entries
             .iter()
             .filter_map(|(key, entry)| {
-                let Found::Device(device) = &entry.found else { return None };
+                let Found::Device(device) = &entry.found else {
+                    return None;
+                };
                 let local = LocalEndpoint {
                     uid: Some(entry.wanted.uid.clone()),
                     ifindex: device.ifindex,

@@ -9,9 +9,7 @@ use std::{
     thread,
 };
 
-use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
@@ -28,7 +26,10 @@ use rustix::{
 /// Multicast group of link changes (`RTMGRP_LINK`).
 const LINK_CHANGES: u32 = 1;
 /// Longest time a waiter is not asked whether to stop.
-const WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+const WAIT: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 200_000_000,
+};
 
 /// A network device.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -69,8 +70,12 @@ impl Netlink {
                 move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
                 Self::open()
             };
-            let entering = thread::Builder::new().name("enter-netns".to_owned()).spawn_scoped(scope, enter)?;
-            entering.join().unwrap_or_else(|_| Err(io::Error::other("the thread that entered the namespace panicked")))
+            let entering = thread::Builder::new()
+                .name("enter-netns".to_owned())
+                .spawn_scoped(scope, enter)?;
+            entering
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("the thread that entered the namespace panicked")))
         })
     }
 
@@ -151,11 +156,15 @@ impl Netlink {
     pub(crate) fn addresses(&mut self, index: u32, namespace: Option<i32>) -> io::Result<Vec<IpAddr>> {
         let mut message = AddressMessage::default();
         message.header.index = index;
-        message.attributes.extend(namespace.map(AddressAttribute::TargetNetNsId));
+        message
+            .attributes
+            .extend(namespace.map(AddressAttribute::TargetNetNsId));
         let answers = self.request(RouteNetlinkMessage::GetAddress(message), NLM_F_DUMP)?;
         let mut addresses = Vec::new();
         for answer in answers {
-            let RouteNetlinkMessage::NewAddress(address) = answer else { continue };
+            let RouteNetlinkMessage::NewAddress(address) = answer else {
+                continue;
+            };
             if address.header.index != index {
                 continue;
             }
@@ -176,13 +185,17 @@ impl Netlink {
     /// The number another namespace has here; `None` when it has none, which means no device of ours leads there.
     pub(crate) fn namespace_number(&mut self, namespace: &File) -> io::Result<Option<i32>> {
         let mut message = NsidMessage::default();
-        message.attributes.push(NsidAttribute::Fd(namespace.as_raw_fd().unsigned_abs()));
+        message
+            .attributes
+            .push(NsidAttribute::Fd(namespace.as_raw_fd().unsigned_abs()));
         let answers = self.request(RouteNetlinkMessage::GetNsId(message), 0)?;
         Ok(answers.into_iter().find_map(|answer| match answer {
-            RouteNetlinkMessage::NewNsId(message) => message.attributes.into_iter().find_map(|attribute| match attribute {
-                NsidAttribute::Id(number) if number >= 0 => Some(number),
-                _ => None,
-            }),
+            RouteNetlinkMessage::NewNsId(message) => {
+                message.attributes.into_iter().find_map(|attribute| match attribute {
+                    NsidAttribute::Id(number) if number >= 0 => Some(number),
+                    _ => None,
+                })
+            }
             _ => None,
         }))
     }
@@ -190,7 +203,10 @@ impl Netlink {
 
 impl From<LinkMessage> for Link {
     fn from(message: LinkMessage) -> Self {
-        let mut link = Self { index: message.header.index, ..Self::default() };
+        let mut link = Self {
+            index: message.header.index,
+            ..Self::default()
+        };
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,

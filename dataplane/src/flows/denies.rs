@@ -29,9 +29,9 @@ pub(crate) struct Denied {
     pub(crate) key: DenyKey,
     /// Packets since the last record.
     pub(crate) count: u64,
-    /// CLOCK_BOOTTIME of the first packet ever of this entry.
+    /// `CLOCK_BOOTTIME` of the first packet ever of this entry.
     pub(crate) first: u64,
-    /// CLOCK_MONOTONIC of the last packet.
+    /// `CLOCK_MONOTONIC` of the last packet.
     pub(crate) last: u64,
     pub(crate) source_identity: u32,
     pub(crate) destination_identity: u32,
@@ -66,7 +66,11 @@ impl Denies {
         let reported = self.reported.entry(key).or_insert(Reported { count: 0, scan });
         reported.scan = scan;
         // Less than reported: the entry was removed and made anew since.
-        let new = if count < reported.count { count } else { count.saturating_sub(reported.count) };
+        let new = if count < reported.count {
+            count
+        } else {
+            count.saturating_sub(reported.count)
+        };
         reported.count = count;
         new
     }
@@ -95,7 +99,8 @@ impl Denies {
         }
         // Keys the scan did not meet are gone from the table, or their event came during the scan: those stay once more.
         let scan = self.scan;
-        self.reported.retain(|_, reported| scan.saturating_sub(reported.scan) <= 1);
+        self.reported
+            .retain(|_, reported| scan.saturating_sub(reported.scan) <= 1);
         Ok(records)
     }
 }
@@ -126,7 +131,10 @@ mod tests {
 
     #[test]
     fn each_packet_is_reported_once() {
-        let key = DenyKey { rule: 9, ..DenyKey::default() };
+        let key = DenyKey {
+            rule: 9,
+            ..DenyKey::default()
+        };
         // Event first, then the scan: 1 + 4 of 5.
         let mut denies = Denies::default();
         assert!(denies.event(key));

@@ -61,7 +61,11 @@ pub(crate) struct Batch {
 impl History {
     /// An empty one.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { ring: Mutex::default(), limit, end: watch::Sender::new(0) }
+        Self {
+            ring: Mutex::default(),
+            limit,
+            end: watch::Sender::new(0),
+        }
     }
 
     fn ring(&self) -> MutexGuard<'_, Ring> {
@@ -97,7 +101,11 @@ impl History {
         let start = usize::try_from(position.saturating_sub(ring.first)).unwrap_or(usize::MAX);
         let entries: Vec<Entry> = ring.entries.iter().skip(start).take(count).cloned().collect();
         let given = u64::try_from(entries.len()).unwrap_or(0);
-        Batch { missed, next: position.max(ring.first).wrapping_add(given), entries }
+        Batch {
+            missed,
+            next: position.max(ring.first).wrapping_add(given),
+            entries,
+        }
     }
 
     /// Tells when there is something behind a position.
@@ -117,7 +125,14 @@ mod tests {
     use super::*;
 
     fn losses(counts: std::ops::Range<u64>) -> impl Iterator<Item = Entry> {
-        counts.map(|count| Entry::Loss(Loss { count, place: LossPlace::KernelRing, first: 0, last: 0 }))
+        counts.map(|count| {
+            Entry::Loss(Loss {
+                count,
+                place: LossPlace::KernelRing,
+                first: 0,
+                last: 0,
+            })
+        })
     }
 
     #[test]
@@ -130,7 +145,10 @@ mod tests {
         assert_eq!(history.range(), (15, 25));
         let batch = history.read(batch.next, 100);
         assert_eq!((batch.entries.len(), batch.missed, batch.next), (10, 12, 25));
-        assert!(matches!(batch.entries.first(), Some(Entry::Loss(Loss { count: 15, .. }))));
+        assert!(matches!(
+            batch.entries.first(),
+            Some(Entry::Loss(Loss { count: 15, .. }))
+        ));
         assert_eq!(history.read(25, 1).entries.len(), 0);
     }
 

@@ -122,7 +122,10 @@ impl Reader {
 
     fn report(&mut self, doing: &str, work: impl FnOnce(&mut Self) -> Result<(), KernelError>) {
         if let Err(error) = work(self) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "{doing}; records are late until the next try");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "{doing}; records are late until the next try"
+            );
         }
     }
 
@@ -139,7 +142,10 @@ impl Reader {
             if missing > 0 {
                 entries.push(self.lost(missing, LossPlace::KernelRing, wall.of_boot(event.time)));
             }
-            entries.extend(self.record_of_event(&event, wall).map(|record| Entry::Record(Arc::new(record))));
+            entries.extend(
+                self.record_of_event(&event, wall)
+                    .map(|record| Entry::Record(Arc::new(record))),
+            );
         }
         if taken > 0 {
             let taken = u64::try_from(taken).unwrap_or(0);
@@ -157,7 +163,12 @@ impl Reader {
         };
         total.fetch_add(count, Ordering::Relaxed);
         at.store(time, Ordering::Relaxed);
-        Entry::Loss(Loss { count, place, first: time, last: time })
+        Entry::Loss(Loss {
+            count,
+            place,
+            first: time,
+            last: time,
+        })
     }
 
     fn end(&self, zone: u32, address: Address, port: u16, identity: u32, time: u64) -> End {
@@ -168,7 +179,9 @@ impl Reader {
             address,
             port,
             identity,
-            labels: meaning.as_ref().map_or_else(|| [].into(), |meaning| meaning.labels.clone()),
+            labels: meaning
+                .as_ref()
+                .map_or_else(|| [].into(), |meaning| meaning.labels.clone()),
             identity_name: meaning.map_or_else(|| "".into(), |meaning| meaning.name),
         }
     }
@@ -232,14 +245,18 @@ impl Reader {
     fn scan_denies(&mut self) -> Result<(), KernelError> {
         let wall = Wall::now();
         let denied = self.denies.scan(&self.maps, clock::monotonic())?;
-        let mut entries: Vec<Entry> =
-            denied.iter().map(|denied| Entry::Record(Arc::new(self.record_of_denied(denied, wall)))).collect();
+        let mut entries: Vec<Entry> = denied
+            .iter()
+            .map(|denied| Entry::Record(Arc::new(self.record_of_denied(denied, wall))))
+            .collect();
         let sums = self.maps.stats.sums()?;
         let lost = |hook: Hook| {
             let index = usize::from(hook as u8) << 8 | usize::from(stat::LOST_DENIAL);
             sums.get(index).map_or(0, |counter| counter.packets)
         };
-        let lost = self.lost_denials.take(lost(Hook::FromPod).wrapping_add(lost(Hook::ToPod)));
+        let lost = self
+            .lost_denials
+            .take(lost(Hook::FromPod).wrapping_add(lost(Hook::ToPod)));
         if lost > 0 {
             entries.push(self.lost(lost, LossPlace::DenyTable, clock::wall()));
         }
@@ -259,7 +276,13 @@ impl Reader {
             event: FlowEvent::Deny,
             time: last,
             source: self.end(zone, key.source, 0, denied.source_identity, at),
-            destination: self.end(zone, key.destination, key.destination_port, denied.destination_identity, at),
+            destination: self.end(
+                zone,
+                key.destination,
+                key.destination_port,
+                denied.destination_identity,
+                at,
+            ),
             protocol: key.protocol,
             reason: denied.reason().map_or(key.reason, |reason| reason as u8),
             hook: u8::try_from(key.hook_zone & 0xff).unwrap_or(0),
@@ -287,16 +310,25 @@ impl Reader {
     fn scan_flows(&mut self) -> Result<(), KernelError> {
         let wall = Wall::now();
         let boot = clock::boot();
-        let moments = Moments { now: clock::monotonic(), boot, boot_before: self.flows_scanned };
+        let moments = Moments {
+            now: clock::monotonic(),
+            boot,
+            boot_before: self.flows_scanned,
+        };
         self.flows_scanned = boot;
         let mut devices = BTreeSet::new();
-        self.maps.devices.for_each(|ifindex, _| drop(devices.insert(ifindex)))?;
+        self.maps.devices.for_each(|ifindex, _| {
+            devices.insert(ifindex);
+        })?;
         let scan = table::scan(&self.maps, moments, &|ifindex| devices.contains(&ifindex))?;
         let counters = &self.shared.counters;
         counters.confirmed.store(u64::from(scan.confirmed), Ordering::Relaxed);
         counters.tentative.store(u64::from(scan.tentative), Ordering::Relaxed);
         if !scan.records.is_empty() {
-            let records = scan.records.iter().map(|seen| Entry::Record(Arc::new(self.record_of_flow(seen, wall))));
+            let records = scan
+                .records
+                .iter()
+                .map(|seen| Entry::Record(Arc::new(self.record_of_flow(seen, wall))));
             self.shared.history.push(records.collect::<Vec<_>>());
         }
         Ok(())
@@ -306,14 +338,22 @@ impl Reader {
         let key = &seen.key;
         let zone = u32::from(key.zone);
         let (low, high) = ((key.low, key.low_port), (key.high, key.high_port));
-        let (initiator, responder) = if seen.initiator_is_low { (low, high) } else { (high, low) };
+        let (initiator, responder) = if seen.initiator_is_low {
+            (low, high)
+        } else {
+            (high, low)
+        };
         let [source_identity, destination_identity] = seen.identities;
         let last = wall.of_monotonic(seen.last);
         // Names as of the flow's last packet, on the clock bindings are remembered by.
         let at = clock::boot().saturating_sub(clock::wall().saturating_sub(last));
         Record {
             event: seen.event,
-            time: if seen.event == FlowEvent::Close { last } else { clock::wall() },
+            time: if seen.event == FlowEvent::Close {
+                last
+            } else {
+                clock::wall()
+            },
             source: self.end(zone, initiator.0, u16::from_be(initiator.1), source_identity, at),
             destination: self.end(zone, responder.0, u16::from_be(responder.1), destination_identity, at),
             protocol: key.protocol,

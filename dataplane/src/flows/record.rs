@@ -3,14 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use bulkhead_proto::v1::{self, CloseReason, FlowEvent};
-use bulkhead_verdict::{
-    address::Address,
-    layout::guard,
-    maps::Hook,
-    packet::tcp,
-    port::protocol,
-    reason::Reason,
-};
+use bulkhead_verdict::{address::Address, layout::guard, maps::Hook, packet::tcp, port::protocol, reason::Reason};
 
 use crate::{clock, names::Party};
 
@@ -80,7 +73,10 @@ impl Record {
             r#type: v1::FlowType::L3L4.into(),
             node_name: node.to_owned(),
             is_reply: Some(self.reply),
-            interface: Some(v1::NetworkInterface { index: self.ifindex, name: self.device.to_string() }),
+            interface: Some(v1::NetworkInterface {
+                index: self.ifindex,
+                name: self.device.to_string(),
+            }),
             event: self.event.into(),
             rule: self.rule.to_string(),
             generation: self.generation,
@@ -108,11 +104,18 @@ impl Record {
         });
         if let Some((rule, drops)) = &self.shadow {
             flow.shadow_rule = rule.to_string();
-            flow.set_shadow_verdict(if *drops { v1::Verdict::Dropped } else { v1::Verdict::Forwarded });
+            flow.set_shadow_verdict(if *drops {
+                v1::Verdict::Dropped
+            } else {
+                v1::Verdict::Forwarded
+            });
         }
         if let Some([packets, back_packets, bytes, back_bytes]) = self.counters {
             flow.forward = Some(v1::Counters { packets, bytes });
-            flow.backward = Some(v1::Counters { packets: back_packets, bytes: back_bytes });
+            flow.backward = Some(v1::Counters {
+                packets: back_packets,
+                bytes: back_bytes,
+            });
         }
         flow
     }
@@ -132,14 +135,22 @@ impl End {
                 _ => String::new(),
             },
             workloads: Vec::new(),
-            node_name: self.party.as_ref().and_then(|party| party.node.clone()).unwrap_or_default(),
+            node_name: self
+                .party
+                .as_ref()
+                .and_then(|party| party.node.clone())
+                .unwrap_or_default(),
             identity_name: self.identity_name.to_string(),
         }
     }
 }
 
 fn addresses(source: &Address, destination: &Address) -> v1::Ip {
-    let version = if source.is_v4() { v1::IpVersion::IPv4 } else { v1::IpVersion::IPv6 };
+    let version = if source.is_v4() {
+        v1::IpVersion::IPv4
+    } else {
+        v1::IpVersion::IPv6
+    };
     v1::Ip {
         source: IpAddr::from(*source).to_string(),
         destination: IpAddr::from(*destination).to_string(),
@@ -162,16 +173,26 @@ fn layer4(record: &Record) -> Option<v1::Layer4> {
     // An ICMP record has type << 8 | code in the place of the destination port.
     let (r#type, code) = (destination_port >> 8, destination_port & 0xff);
     let protocol = match record.protocol {
-        protocol::TCP => {
-            Protocol::Tcp(v1::Tcp { source_port, destination_port, flags: Some(flags(record.tcp_flags)) })
-        }
-        protocol::UDP => Protocol::Udp(v1::Udp { source_port, destination_port }),
-        protocol::SCTP => Protocol::Sctp(v1::Sctp { source_port, destination_port }),
+        protocol::TCP => Protocol::Tcp(v1::Tcp {
+            source_port,
+            destination_port,
+            flags: Some(flags(record.tcp_flags)),
+        }),
+        protocol::UDP => Protocol::Udp(v1::Udp {
+            source_port,
+            destination_port,
+        }),
+        protocol::SCTP => Protocol::Sctp(v1::Sctp {
+            source_port,
+            destination_port,
+        }),
         protocol::ICMP => Protocol::IcmPv4(v1::IcmPv4 { r#type, code }),
         protocol::ICMPV6 => Protocol::IcmPv6(v1::IcmPv6 { r#type, code }),
         _ => return None,
     };
-    Some(v1::Layer4 { protocol: Some(protocol) })
+    Some(v1::Layer4 {
+        protocol: Some(protocol),
+    })
 }
 
 fn flags(seen: u8) -> v1::TcpFlags {

@@ -31,9 +31,9 @@ pub(crate) struct Seen {
     pub(crate) shadow_drop: bool,
     pub(crate) identities: [u32; 2],
     pub(crate) tcp_flags: u8,
-    /// CLOCK_BOOTTIME.
+    /// `CLOCK_BOOTTIME`.
     pub(crate) first: u64,
-    /// CLOCK_MONOTONIC.
+    /// `CLOCK_MONOTONIC`.
     pub(crate) last: u64,
     pub(crate) counters: [u64; 4],
     pub(crate) id: u64,
@@ -50,11 +50,11 @@ pub(crate) struct Scan {
 /// Moments of a scan and of the one before.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moments {
-    /// CLOCK_MONOTONIC.
+    /// `CLOCK_MONOTONIC`.
     pub(crate) now: u64,
-    /// CLOCK_BOOTTIME.
+    /// `CLOCK_BOOTTIME`.
     pub(crate) boot: u64,
-    /// CLOCK_BOOTTIME of the scan before.
+    /// `CLOCK_BOOTTIME` of the scan before.
     pub(crate) boot_before: u64,
 }
 
@@ -172,8 +172,12 @@ mod tests {
 
     #[test]
     fn flows_end_by_fin_reset_idleness_or_with_their_endpoint() {
-        let key = FlowKey { protocol: 6, ..FlowKey::default() };
-        let check = |flow: Flow, now: u64, device: u32| ended(&key, &flow, true, now * SECOND, &|found| found == device);
+        let key = FlowKey {
+            protocol: 6,
+            ..FlowKey::default()
+        };
+        let check =
+            |flow: Flow, now: u64, device: u32| ended(&key, &flow, true, now * SECOND, &|found| found == device);
         assert_eq!(check(flow([tcp::FIN, 0], 0), 11, 7), None, "half-closed lives on");
         assert_eq!(check(flow([tcp::FIN, tcp::FIN], 0), 9, 7), None, "lingers");
         assert_eq!(check(flow([tcp::FIN, tcp::FIN], 0), 11, 7), Some(CloseReason::Fin));
@@ -185,11 +189,16 @@ mod tests {
 
     #[test]
     fn one_interval_record_per_interval() {
-        let at = |boot_before, boot| interval_passed(10 * SECOND, Moments {
-            now: 0,
-            boot: boot * SECOND,
-            boot_before: boot_before * SECOND,
-        });
+        let at = |boot_before, boot| {
+            interval_passed(
+                10 * SECOND,
+                Moments {
+                    now: 0,
+                    boot: boot * SECOND,
+                    boot_before: boot_before * SECOND,
+                },
+            )
+        };
         assert!(!at(0, 69));
         assert!(at(69, 70));
         assert!(!at(70, 75));

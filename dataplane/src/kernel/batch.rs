@@ -3,11 +3,7 @@
 use bulkhead_verdict::layout as l;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{
-    KernelError,
-    maps::Table,
-    sys::{self, map_type},
-};
+use super::{KernelError, maps::Table, sys};
 
 /// Elements per call: few enough that the kernel does not hold a bucket's lock or the CPU for long.
 const CHUNK: usize = 512;
@@ -39,13 +35,15 @@ impl<K: IntoBytes + Immutable + Clone, V: FromBytes> Table<K, V> {
     /// Removes elements; absent ones are no error (a flow may have gone by itself).
     pub(crate) fn remove_all(&self, keys: &[K]) -> Result<(), KernelError> {
         // Tries have no batched removal worth the name: the kernel walks the same path either way.
-        if sys::map_info(self.fd()).map_err(self.error("asking about"))?.kind == map_type::LPM_TRIE {
+        if self.is_trie() {
             return keys.iter().try_for_each(|key| self.remove(key).map(drop));
         }
         for chunk in keys.chunks(CHUNK) {
             let mut rest = chunk;
             while !rest.is_empty() {
-                let Err((done, error)) = sys::delete_batch(self.fd(), rest.as_bytes(), count(rest.len())) else { break };
+                let Err((done, error)) = sys::delete_batch(self.fd(), rest.as_bytes(), count(rest.len())) else {
+                    break;
+                };
                 if error.raw_os_error() != Some(libc::ENOENT) {
                     return Err(self.error("removing elements of")(error));
                 }
@@ -75,25 +73,19 @@ impl<K: FromBytes, V: FromBytes> Table<K, V> {
                 }
                 Err(error) => return Err(self.error("reading all of")(error)),
             };
-            let elements = keys.chunks_exact(size_of::<K>()).zip(values.chunks_exact(size_of::<V>()));
+            let elements = keys
+                .chunks_exact(size_of::<K>())
+                .zip(values.chunks_exact(size_of::<V>()));
             for (key, value) in elements.take(usize::try_from(read).unwrap_or(usize::MAX)) {
-                let (Ok(key), Ok(value)) = (K::read_from_bytes(key), V::read_from_bytes(value)) else { continue };
+                let (Ok(key), Ok(value)) = (K::read_from_bytes(key), V::read_from_bytes(value)) else {
+                    continue;
+                };
                 each(key, value);
             }
             if last {
                 return Ok(());
             }
         }
-    }
-
-    /// How many elements a hash or trie holds; for an array, its length.
-    pub(crate) fn used(&self) -> Result<u32, KernelError> {
-        if self.is_array() {
-            return Ok(self.limit());
-        }
-        let mut used = 0_u32;
-        self.for_each(|_, _| used = used.saturating_add(1))?;
-        Ok(used)
     }
 }
 
@@ -106,7 +98,9 @@ impl Table<u32, l::Counter> {
             let mut sum = l::Counter::default();
             if sys::lookup(self.fd(), index.as_bytes(), &mut values).map_err(self.error("reading an element of"))? {
                 for value in values.chunks_exact(size_of::<l::Counter>()) {
-                    let Ok(counter) = l::Counter::read_from_bytes(value) else { continue };
+                    let Ok(counter) = l::Counter::read_from_bytes(value) else {
+                        continue;
+                    };
                     sum.packets = sum.packets.wrapping_add(counter.packets);
                     sum.bytes = sum.bytes.wrapping_add(counter.bytes);
                 }
@@ -119,5 +113,8 @@ impl Table<u32, l::Counter> {
 
 /// CPUs a per-CPU element has a value for.
 pub(crate) fn possible_cpus() -> Result<usize, KernelError> {
-    aya::util::nr_cpus().map_err(|(path, source)| KernelError::Pin { path: path.into(), source })
+    aya::util::nr_cpus().map_err(|(path, source)| KernelError::Pin {
+        path: path.into(),
+        source,
+    })
 }

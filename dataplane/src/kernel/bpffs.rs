@@ -34,7 +34,11 @@ impl Pins {
             move |source| KernelError::Pin { path, source }
         };
         let private = |path: &Path| {
-            DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed(path))
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(path)
+                .map_err(failed(path))
         };
         private(bpffs)?;
         mount(bpffs)?;
@@ -45,7 +49,11 @@ impl Pins {
         // The lock is on the folder itself: it goes where the pins go and leaves no file behind.
         let lock = File::open(&folder).map_err(failed(&folder))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { folder, links, _lock: lock }),
+            Ok(()) => Ok(Self {
+                folder,
+                links,
+                _lock: lock,
+            }),
             Err(fs::TryLockError::WouldBlock) => Err(KernelError::Locked { folder }),
             Err(fs::TryLockError::Error(source)) => Err(KernelError::Pin { path: folder, source }),
         }
@@ -53,7 +61,10 @@ impl Pins {
 }
 
 fn mount(bpffs: &Path) -> Result<(), KernelError> {
-    let failed = |error: rustix::io::Errno| KernelError::Mount { path: bpffs.to_path_buf(), source: error.into() };
+    let failed = |error: rustix::io::Errno| KernelError::Mount {
+        path: bpffs.to_path_buf(),
+        source: error.into(),
+    };
     let found = rustix::fs::statfs(bpffs).map_err(failed)?;
     if u64::try_from(found.f_type).is_ok_and(|magic| magic & 0xffff_ffff == BPF_FS_MAGIC) {
         return Ok(());

@@ -12,7 +12,9 @@ impl Kernel {
     pub fn dump(&self) -> Result<MapDump, KernelError> {
         let maps = &self.maps;
         let mut networks = HashMap::new();
-        maps.networks.for_each(|prefix, entry| drop(networks.insert((prefix.bits, prefix.key), entry)))?;
+        maps.networks.for_each(|prefix, entry| {
+            networks.insert((prefix.bits, prefix.key), entry);
+        })?;
         Ok(MapDump {
             interned: hash(&maps.interned)?,
             alternatives: array(&maps.alternatives)?,
@@ -29,7 +31,9 @@ impl Kernel {
 
 fn hash<K: FromBytes + Eq + Hash, V: FromBytes>(table: &Table<K, V>) -> Result<HashMap<K, V>, KernelError> {
     let mut copy = HashMap::new();
-    table.for_each(|key, value| drop(copy.insert(key, value)))?;
+    table.for_each(|key, value| {
+        copy.insert(key, value);
+    })?;
     Ok(copy)
 }
 

@@ -27,7 +27,12 @@ pub(crate) struct Spec {
 }
 
 const fn spec<K, V>(name: &'static str, kind: u32) -> Spec {
-    Spec { name, kind, key: size_of::<K>(), value: size_of::<V>() }
+    Spec {
+        name,
+        kind,
+        key: size_of::<K>(),
+        value: size_of::<V>(),
+    }
 }
 
 /// Every map that is pinned. `BK_SCRATCH` is not: it is working memory, and a new build may want more of it.
@@ -68,7 +73,11 @@ pub(crate) struct NetworkPrefix {
 impl Spec {
     /// Refuses a map that this build would misread.
     fn check(&self, map: BorrowedFd<'_>, place: &Path) -> Result<(), KernelError> {
-        let found = sys::map_info(map).map_err(|source| KernelError::Map { map: self.name, doing: "asking about", source })?;
+        let found = sys::map_info(map).map_err(|source| KernelError::Map {
+            map: self.name,
+            doing: "asking about",
+            source,
+        })?;
         let same = found.kind == self.kind
             && usize::try_from(found.key_size).is_ok_and(|size| size == self.key)
             && usize::try_from(found.value_size).is_ok_and(|size| size == self.value);
@@ -78,8 +87,14 @@ impl Spec {
         Err(KernelError::WrongMap {
             map: self.name,
             place: place.to_path_buf(),
-            wanted: format!("type {} with {}-byte keys and {}-byte values", self.kind, self.key, self.value),
-            found: format!("type {} with {}-byte keys and {}-byte values", found.kind, found.key_size, found.value_size),
+            wanted: format!(
+                "type {} with {}-byte keys and {}-byte values",
+                self.kind, self.key, self.value
+            ),
+            found: format!(
+                "type {} with {}-byte keys and {}-byte values",
+                found.kind, found.key_size, found.value_size
+            ),
         })
     }
 }
@@ -120,7 +135,11 @@ pub(crate) struct Table<K, V> {
 
 impl<K, V> Clone for Table<K, V> {
     fn clone(&self) -> Self {
-        Self { map: self.map.clone(), types: PhantomData, ..*self }
+        Self {
+            map: self.map.clone(),
+            types: PhantomData,
+            ..*self
+        }
     }
 }
 
@@ -140,12 +159,22 @@ impl<K, V> Table<K, V> {
             return Err(KernelError::MissingMap { map: name });
         }
         spec.check(map.as_fd(), folder)?;
-        let info = sys::map_info(map.as_fd()).map_err(|source| KernelError::Map { map: name, doing: "asking about", source })?;
-        Ok(Self { name, map: Arc::new(map), limit: info.max_entries, kind: info.kind, types: PhantomData })
+        let info = sys::map_info(map.as_fd()).map_err(|source| KernelError::Map {
+            map: name,
+            doing: "asking about",
+            source,
+        })?;
+        Ok(Self {
+            name,
+            map: Arc::new(map),
+            limit: info.max_entries,
+            kind: info.kind,
+            types: PhantomData,
+        })
     }
 
     /// Name of the map.
-    pub(crate) fn name(&self) -> &'static str {
+    pub(super) fn name(&self) -> &'static str {
         self.name
     }
 
@@ -154,9 +183,9 @@ impl<K, V> Table<K, V> {
         self.limit
     }
 
-    /// True for arrays, whose elements always exist.
-    pub(crate) fn is_array(&self) -> bool {
-        self.kind == map_type::ARRAY
+    /// True for a longest-prefix trie.
+    pub(super) fn is_trie(&self) -> bool {
+        self.kind == map_type::LPM_TRIE
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -180,10 +209,14 @@ impl<K: IntoBytes + Immutable, V: FromBytes> Table<K, V> {
     /// Reads and removes the element of a key in one step of the kernel's.
     pub(crate) fn take(&self, key: &K) -> Result<Option<Taken<V>>, KernelError> {
         let mut bytes = vec![0_u8; size_of::<V>()];
-        let found =
-            sys::lookup_and_delete(self.fd(), key.as_bytes(), &mut bytes).map_err(self.error("taking an element of"))?;
+        let found = sys::lookup_and_delete(self.fd(), key.as_bytes(), &mut bytes)
+            .map_err(self.error("taking an element of"))?;
         let value = V::read_from_bytes(&bytes).ok();
-        Ok(if found { value.map(|value| Taken { value, bytes }) } else { None })
+        Ok(if found {
+            value.map(|value| Taken { value, bytes })
+        } else {
+            None
+        })
     }
 
     /// Puts back what was taken out by mistake, unless the key is in use again.

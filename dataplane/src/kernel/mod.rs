@@ -22,12 +22,8 @@ use aya::EbpfLoader;
 use bulkhead_verdict::layout as l;
 use thiserror::Error;
 
-pub(crate) use self::{
-    maps::Table,
-    ring::EventRing,
-    writer::Writer,
-};
 use self::{bpffs::Pins, maps::NetworkPrefix};
+pub(crate) use self::{maps::Table, ring::EventRing, writer::Writer};
 pub use self::{programs::Programs, writer::Fuse};
 
 /// The kernel programs, as built with this crate.
@@ -75,7 +71,9 @@ pub enum KernelError {
         found: String,
     },
     /// The object and the agent disagree about which maps there are.
-    #[error("map {map} is not what this agent was built with: the embedded programs are of another version; build anew")]
+    #[error(
+        "map {map} is not what this agent was built with: the embedded programs are of another version; build anew"
+    )]
     MissingMap {
         /// Map.
         map: &'static str,
@@ -209,10 +207,17 @@ impl Kernel {
         for spec in &maps::MAPS {
             loader.map_pin_path(spec.name, pins.folder.join(spec.name));
         }
-        let object = loader.load(OBJECT).map_err(|source| KernelError::Load { source: Box::new(source) })?;
+        let object = loader.load(OBJECT).map_err(|source| KernelError::Load {
+            source: Box::new(source),
+        })?;
         maps::check_pins(&pins.folder)?;
         let maps = Maps::open(&pins.folder)?;
-        Ok(Self { maps, programs: Programs::load(object)?, pins, found_pins })
+        Ok(Self {
+            maps,
+            programs: Programs::load(object)?,
+            pins,
+            found_pins,
+        })
     }
 
     /// The loaded programs.

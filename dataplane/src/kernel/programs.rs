@@ -57,21 +57,29 @@ pub struct Programs {
 
 impl Programs {
     /// Loads both programs of an object whose maps exist already.
-    pub(crate) fn load(mut object: Ebpf) -> Result<Self, KernelError> {
+    pub(crate) fn load(object: Ebpf) -> Result<Self, KernelError> {
         let mut programs = Self { object };
-        HOOKS.into_iter().try_for_each(|hook| programs.load_one(program_name(hook)))?;
+        HOOKS
+            .into_iter()
+            .try_for_each(|hook| programs.load_one(program_name(hook)))?;
         Ok(programs)
     }
 
     /// Loads a program by its name in the object.
     pub(crate) fn load_one(&mut self, name: &'static str) -> Result<(), KernelError> {
-        let program = self.object.program_mut(name).ok_or(KernelError::MissingProgram { program: name })?;
+        let program = self
+            .object
+            .program_mut(name)
+            .ok_or(KernelError::MissingProgram { program: name })?;
         let program: &mut SchedClassifier = program.try_into().map_err(failed(name))?;
         program.load().map_err(failed(name))
     }
 
     fn get(&self, name: &'static str) -> Result<&SchedClassifier, KernelError> {
-        let program = self.object.program(name).ok_or(KernelError::MissingProgram { program: name })?;
+        let program = self
+            .object
+            .program(name)
+            .ok_or(KernelError::MissingProgram { program: name })?;
         program.try_into().map_err(failed(name))
     }
 
@@ -109,15 +117,23 @@ impl Programs {
         for hook in HOOKS {
             let name = program_name(hook);
             let fd = self.get(name)?.fd().map_err(failed(name))?;
-            attach_one(&pin(links, ifindex, hook), fd.as_fd(), ifindex, hook)
-                .map_err(|source| KernelError::Attach { ifindex, program: name, source })?;
+            attach_one(&pin(links, ifindex, hook), fd.as_fd(), ifindex, hook).map_err(|source| {
+                KernelError::Attach {
+                    ifindex,
+                    program: name,
+                    source,
+                }
+            })?;
         }
         Ok(())
     }
 }
 
 fn failed(program: &'static str) -> impl FnOnce(aya::programs::ProgramError) -> KernelError {
-    move |source| KernelError::Program { program, source: Box::new(source) }
+    move |source| KernelError::Program {
+        program,
+        source: Box::new(source),
+    }
 }
 
 fn attach_one(path: &Path, program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> io::Result<()> {
@@ -143,11 +159,16 @@ fn open_link(path: &Path) -> io::Result<Option<OwnedFd>> {
 
 /// Devices that carry one of our links, by index; pins whose device is gone are removed on the way.
 pub(crate) fn attached(links: &Path) -> Result<Vec<u32>, KernelError> {
-    let failed = |source| KernelError::Pin { path: links.to_path_buf(), source };
+    let failed = |source| KernelError::Pin {
+        path: links.to_path_buf(),
+        source,
+    };
     let mut devices = Vec::new();
     for entry in fs::read_dir(links).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        let Some(link) = open_link(&path).map_err(failed)? else { continue };
+        let Some(link) = open_link(&path).map_err(failed)? else {
+            continue;
+        };
         match sys::link_info(link.as_fd()).map_err(failed)?.ifindex {
             0 => fs::remove_file(&path).map_err(failed)?,
             ifindex => devices.push(ifindex),

@@ -16,9 +16,13 @@ pub(crate) struct EventRing {
 
 impl EventRing {
     pub(crate) fn open(folder: &Path) -> Result<Self, KernelError> {
-        let failed = |source| KernelError::Ring { source: Box::new(source) };
+        let failed = |source| KernelError::Ring {
+            source: Box::new(source),
+        };
         let map = MapData::from_pin(folder.join("BK_EVENT")).map_err(failed)?;
-        Ok(Self { ring: RingBuf::try_from(Map::RingBuf(map)).map_err(failed)? })
+        Ok(Self {
+            ring: RingBuf::try_from(Map::RingBuf(map)).map_err(failed)?,
+        })
     }
 
     /// The oldest event not taken yet, copied out (its place in the ring is free at once).

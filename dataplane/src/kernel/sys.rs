@@ -1,13 +1,16 @@
 //! bpf(2) by hand: the commands aya has no call for (batches, links by device index, facts about a descriptor). One of
 //! the two places of this crate with `unsafe`; everything above it works on bytes of checked length.
-#![expect(unsafe_code, reason = "the system call takes pointers; every one comes from a slice that outlives the call")]
+#![expect(
+    unsafe_code,
+    reason = "the system call takes pointers; every one comes from a slice that outlives the call"
+)]
 
 use std::{
     ffi::CString,
     io,
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
@@ -81,10 +84,10 @@ struct Object {
 
 #[repr(C)]
 #[derive(Default)]
-struct Info {
+struct Question {
     fd: u32,
     length: u32,
-    info: u64,
+    answer: u64,
 }
 
 #[repr(C)]
@@ -148,7 +151,11 @@ fn call<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_long>
     // SAFETY: the attribute is a live `repr(C)` value of the given size; pointers inside it are the callers' business,
     // each of which passes slices that live until the call returns.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 fn call_for_fd<T>(command: libc::c_int, attributes: &mut T) -> io::Result<OwnedFd> {
@@ -177,36 +184,57 @@ fn path_text(path: &Path) -> io::Result<CString> {
 
 /// Writes one element. The slices must be as long as the map's key and value, which the caller has checked once.
 pub(crate) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
-    let mut element =
-        Element { map: number(map), key: address(key), value: address(value), ..Element::default() };
+    let mut element = Element {
+        map: number(map),
+        key: address(key),
+        value: address(value),
+        ..Element::default()
+    };
     call(command::MAP_UPDATE_ELEM, &mut element).map(drop)
 }
 
 /// Removes one element; false when there was none.
 pub(crate) fn delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
-    let mut element = Element { map: number(map), key: address(key), ..Element::default() };
+    let mut element = Element {
+        map: number(map),
+        key: address(key),
+        ..Element::default()
+    };
     absent_is_false(call(command::MAP_DELETE_ELEM, &mut element))
 }
 
 /// Reads one element; false when there is none.
 pub(crate) fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
-    let mut element =
-        Element { map: number(map), key: address(key), value: address_mut(value), ..Element::default() };
+    let mut element = Element {
+        map: number(map),
+        key: address(key),
+        value: address_mut(value),
+        ..Element::default()
+    };
     absent_is_false(call(command::MAP_LOOKUP_ELEM, &mut element))
 }
 
 /// Reads and removes one element in one step; false when there is none.
 pub(crate) fn lookup_and_delete(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
-    let mut element =
-        Element { map: number(map), key: address(key), value: address_mut(value), ..Element::default() };
+    let mut element = Element {
+        map: number(map),
+        key: address(key),
+        value: address_mut(value),
+        ..Element::default()
+    };
     absent_is_false(call(command::MAP_LOOKUP_AND_DELETE_ELEM, &mut element))
 }
 
 /// Writes one element unless the key has one.
 pub(crate) fn insert(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
     const NO_EXIST: u64 = 1;
-    let mut element =
-        Element { map: number(map), key: address(key), value: address(value), flags: NO_EXIST, ..Element::default() };
+    let mut element = Element {
+        map: number(map),
+        key: address(key),
+        value: address(value),
+        flags: NO_EXIST,
+        ..Element::default()
+    };
     match call(command::MAP_UPDATE_ELEM, &mut element) {
         Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
         _ => Ok(()),
@@ -228,15 +256,29 @@ pub(crate) fn update_batch(
     values: &[u8],
     count: u32,
 ) -> Result<(), (u32, io::Error)> {
-    let mut batch =
-        Batch { map: number(map), keys: address(keys), values: address(values), count, ..Batch::default() };
-    call(command::MAP_UPDATE_BATCH, &mut batch).map(drop).map_err(|error| (batch.count, error))
+    let mut batch = Batch {
+        map: number(map),
+        keys: address(keys),
+        values: address(values),
+        count,
+        ..Batch::default()
+    };
+    call(command::MAP_UPDATE_BATCH, &mut batch)
+        .map(drop)
+        .map_err(|error| (batch.count, error))
 }
 
 /// Removes `count` elements in order; an absent one ends it with `ENOENT`. On error says how many were removed before.
 pub(crate) fn delete_batch(map: BorrowedFd<'_>, keys: &[u8], count: u32) -> Result<(), (u32, io::Error)> {
-    let mut batch = Batch { map: number(map), keys: address(keys), count, ..Batch::default() };
-    call(command::MAP_DELETE_BATCH, &mut batch).map(drop).map_err(|error| (batch.count, error))
+    let mut batch = Batch {
+        map: number(map),
+        keys: address(keys),
+        count,
+        ..Batch::default()
+    };
+    call(command::MAP_DELETE_BATCH, &mut batch)
+        .map(drop)
+        .map_err(|error| (batch.count, error))
 }
 
 /// Where a batched read goes on: a bucket number for hashes, a key for arrays and tries. As long as the longest key.
@@ -273,14 +315,21 @@ pub(crate) fn lookup_batch(
 /// Opens what is pinned at a path.
 pub(crate) fn open(path: &Path) -> io::Result<OwnedFd> {
     let text = path_text(path)?;
-    let mut object = Object { path: address(text.as_bytes_with_nul()), ..Object::default() };
+    let mut object = Object {
+        path: address(text.as_bytes_with_nul()),
+        ..Object::default()
+    };
     call_for_fd(command::OBJ_GET, &mut object)
 }
 
 /// Pins a map, program or link.
 pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let text = path_text(path)?;
-    let mut object = Object { path: address(text.as_bytes_with_nul()), fd: number(fd), ..Object::default() };
+    let mut object = Object {
+        path: address(text.as_bytes_with_nul()),
+        fd: number(fd),
+        ..Object::default()
+    };
     call(command::OBJ_PIN, &mut object).map(drop)
 }
 
@@ -298,8 +347,12 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
 fn info<T: Default + Copy>(fd: BorrowedFd<'_>) -> io::Result<T> {
     let mut head = MaybeUninit::new(T::default());
     let length = u32::try_from(size_of::<T>()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let mut info = Info { fd: number(fd), length, info: head.as_mut_ptr().expose_provenance() as u64 };
-    call(command::OBJ_GET_INFO_BY_FD, &mut info)?;
+    let mut question = Question {
+        fd: number(fd),
+        length,
+        answer: head.as_mut_ptr().expose_provenance() as u64,
+    };
+    call(command::OBJ_GET_INFO_BY_FD, &mut question)?;
     // SAFETY: initialised with the default above; the kernel wrote at most `length` bytes over it, and every bit
     // pattern is a value of the integers `T` is made of.
     Ok(unsafe { head.assume_init() })
@@ -307,20 +360,33 @@ fn info<T: Default + Copy>(fd: BorrowedFd<'_>) -> io::Result<T> {
 
 /// Attaches a loaded program to a device by index, behind the programs that are there already.
 pub(crate) fn link_create(program: BorrowedFd<'_>, ifindex: u32, attach_type: u32) -> io::Result<OwnedFd> {
-    let mut link = LinkCreate { program: number(program), ifindex, attach_type, ..LinkCreate::default() };
+    let mut link = LinkCreate {
+        program: number(program),
+        ifindex,
+        attach_type,
+        ..LinkCreate::default()
+    };
     call_for_fd(command::LINK_CREATE, &mut link)
 }
 
 /// Replaces the program of a link in place: a packet meets the old one or the new one.
 pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut update = LinkUpdate { link: number(link), new_program: number(program), ..LinkUpdate::default() };
+    let mut update = LinkUpdate {
+        link: number(link),
+        new_program: number(program),
+        ..LinkUpdate::default()
+    };
     call(command::LINK_UPDATE, &mut update).map(drop)
 }
 
 /// Creates an array of one `u32`, or (with `inner`) an array of one map like `inner`.
 pub(crate) fn create_array(inner: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
     let mut create = Create {
-        kind: if inner.is_some() { map_type::ARRAY_OF_MAPS } else { map_type::ARRAY },
+        kind: if inner.is_some() {
+            map_type::ARRAY_OF_MAPS
+        } else {
+            map_type::ARRAY
+        },
         key_size: 4,
         value_size: 4,
         max_entries: 1,
@@ -328,9 +394,4 @@ pub(crate) fn create_array(inner: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd>
         inner_map: inner.map_or(0, number),
     };
     call_for_fd(command::MAP_CREATE, &mut create)
-}
-
-/// A second descriptor of the same object.
-pub(crate) fn duplicate(fd: impl AsFd) -> io::Result<OwnedFd> {
-    fd.as_fd().try_clone_to_owned()
 }

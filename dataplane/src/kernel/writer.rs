@@ -1,8 +1,13 @@
 //! Carries out the planner's writes in order, adjacent ones to the same map in one system call.
 
+use std::ops::RangeInclusive;
+
 use bulkhead_policy::plan::{MapOp, MapWriter};
 use bulkhead_verdict::layout as l;
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::{
+    io::Errno,
+    process::{Signal, getpid, kill_process},
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{
@@ -11,26 +16,61 @@ use super::{
     maps::{NetworkPrefix, Table},
 };
 
-/// For tests: kills this process after so many map writes, as a power cut would. Whoever tests "killed between any two
-/// writes" does it from outside, with the real agent.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Fuse(pub Option<u64>);
+/// For tests of the real agent from outside: writes that fail, and a process that is killed between two writes, as a power
+/// cut would. Writes are counted from 1; a refused one counts.
+#[derive(Clone, Debug, Default)]
+pub struct Fuse {
+    /// Kill this process after so many writes.
+    pub kill_after: Option<u64>,
+    /// These writes fail.
+    pub refuse: Option<RangeInclusive<u64>>,
+    /// Writes so far.
+    done: u64,
+}
 
 impl Fuse {
-    /// How many of `wanted` writes may be done now.
-    fn allows(self, wanted: usize) -> usize {
-        self.0.map_or(wanted, |left| wanted.min(usize::try_from(left).unwrap_or(usize::MAX)))
+    /// What a test asked for.
+    pub fn new(kill_after: Option<u64>, refuse: Option<RangeInclusive<u64>>) -> Self {
+        Self {
+            kill_after,
+            refuse,
+            done: 0,
+        }
+    }
+
+    /// How many of `wanted` writes may be done before something happens.
+    fn allows(&self, wanted: usize) -> usize {
+        let until_kill = self.kill_after.map(|after| after.saturating_sub(self.done));
+        let next = self.done.saturating_add(1);
+        let until_refusal = self
+            .refuse
+            .as_ref()
+            .filter(|range| *range.end() >= next)
+            .map(|range| range.start().saturating_sub(next));
+        let limits = [until_kill, until_refusal].into_iter().flatten();
+        limits.fold(wanted, |allowed, limit| {
+            allowed.min(usize::try_from(limit).unwrap_or(usize::MAX))
+        })
     }
 
     /// Counts writes done; does not return after the last one allowed.
     fn burn(&mut self, done: usize) {
-        let Some(left) = &mut self.0 else { return };
-        *left = left.saturating_sub(u64::try_from(done).unwrap_or(u64::MAX));
-        if *left == 0 {
+        self.done = self.done.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
+        if self.kill_after.is_some_and(|after| self.done >= after) {
             tracing::error!("killed by --fail-after-writes");
             if kill_process(getpid(), Signal::KILL).is_err() {
                 std::process::abort();
             }
+        }
+    }
+
+    /// The write that was not allowed.
+    fn refuse(&mut self, map: &'static str) -> KernelError {
+        self.burn(1);
+        KernelError::Map {
+            map,
+            doing: "writing (refused by --refuse-writes)",
+            source: Errno::IO.into(),
         }
     }
 }
@@ -41,7 +81,7 @@ pub(crate) struct Writer {
     maps: Maps,
     barrier: Barrier,
     fuse: Fuse,
-    /// What BK_EPOCH and BK_PEER_EPOCH hold; nobody else writes them.
+    /// What `BK_EPOCH` and `BK_PEER_EPOCH` hold; nobody else writes them.
     epoch: u32,
     peer_epochs: Vec<u32>,
 }
@@ -51,15 +91,19 @@ impl Writer {
         let epoch = maps.epoch.get(&0)?.unwrap_or(0);
         let mut peer_epochs = Vec::new();
         maps.peer_epochs.for_each(|_, value| peer_epochs.push(value))?;
-        Ok(Self { barrier: Barrier::new()?, maps, fuse, epoch, peer_epochs })
+        Ok(Self {
+            barrier: Barrier::new()?,
+            maps,
+            fuse,
+            epoch,
+            peer_epochs,
+        })
     }
 
     /// Raises the global epoch: every flow is judged again on its next packet.
     pub(crate) fn raise_epoch(&mut self) -> Result<(), KernelError> {
         self.epoch = self.epoch.wrapping_add(1);
-        self.maps.epoch.set(&0, &self.epoch)?;
-        self.fuse.burn(1);
-        Ok(())
+        set(&self.maps.epoch, &[(0, self.epoch)], &mut self.fuse)
     }
 
     /// Raises peer epochs; a slot that is named twice is raised once, which judges again just as well.
@@ -69,7 +113,9 @@ impl Writer {
         slots.dedup();
         let mut raised = Vec::with_capacity(slots.len());
         for slot in slots {
-            let place = usize::try_from(slot).ok().and_then(|slot| self.peer_epochs.get_mut(slot));
+            let place = usize::try_from(slot)
+                .ok()
+                .and_then(|slot| self.peer_epochs.get_mut(slot));
             let Some(value) = place else { continue };
             *value = value.wrapping_add(1);
             raised.push((slot, *value));
@@ -108,7 +154,8 @@ impl MapWriter for Writer {
 
     fn apply(&mut self, ops: &[MapOp]) -> Result<(), KernelError> {
         // One kind is one map and one command, so a run of it may go in one call and keeps its order.
-        ops.chunk_by(|a, b| std::mem::discriminant(a) == std::mem::discriminant(b)).try_for_each(|run| self.run(run))
+        ops.chunk_by(|a, b| std::mem::discriminant(a) == std::mem::discriminant(b))
+            .try_for_each(|run| self.run(run))
     }
 }
 
@@ -120,7 +167,11 @@ where
     let now = fuse.allows(elements.len());
     table.set_all(elements.get(..now).unwrap_or(elements))?;
     fuse.burn(now);
-    Ok(())
+    if now < elements.len() {
+        Err(fuse.refuse(table.name()))
+    } else {
+        Ok(())
+    }
 }
 
 fn remove<K, V>(table: &Table<K, V>, keys: &[K], fuse: &mut Fuse) -> Result<(), KernelError>
@@ -131,7 +182,11 @@ where
     let now = fuse.allows(keys.len());
     table.remove_all(keys.get(..now).unwrap_or(keys))?;
     fuse.burn(now);
-    Ok(())
+    if now < keys.len() {
+        Err(fuse.refuse(table.name()))
+    } else {
+        Ok(())
+    }
 }
 
 fn pick<T>(ops: &[MapOp], part: impl Fn(&MapOp) -> Option<T>) -> Vec<T> {
@@ -163,4 +218,22 @@ parts! {
     network: MapOp::Network(bits, key, entry) => (NetworkPrefix { bits: *bits, key: *key }, *entry), (NetworkPrefix, l::NetworkEntry);
     removed_network: MapOp::RemoveNetwork(bits, key) => NetworkPrefix { bits: *bits, key: *key }, NetworkPrefix;
     peer_epoch: MapOp::PeerEpoch(slot) => *slot, u32;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fuse_stops_at_the_next_event() {
+        let mut fuse = Fuse::new(Some(10), Some(4..=5));
+        assert_eq!(fuse.allows(100), 3);
+        fuse.burn(3);
+        assert_eq!(fuse.allows(1), 0);
+        fuse.burn(1);
+        assert_eq!(fuse.allows(1), 0);
+        fuse.burn(1);
+        assert_eq!(fuse.allows(100), 5);
+        assert_eq!(Fuse::default().allows(100), 100);
+    }
 }

@@ -30,7 +30,9 @@ impl Mirror {
         Self {
             devices: dump.devices.iter().map(|(ifindex, slot)| (*ifindex, *slot)).collect(),
             words: words.map(|(slot, word)| (slot, *word)).collect(),
-            configs: configs.map(|(index, config)| (index, (config.ifindex, config.identity))).collect(),
+            configs: configs
+                .map(|(index, config)| (index, (config.ifindex, config.identity)))
+                .collect(),
         }
     }
 
@@ -54,6 +56,10 @@ impl Mirror {
         let slot = *self.devices.get(&ifindex)?;
         let word = self.words.get(&slot).filter(|word| word.config != 0)?;
         let (device, identity) = *self.configs.get(&word.config)?;
-        (device == ifindex).then_some(Live { slot, generation: word.generation, identity })
+        (device == ifindex).then_some(Live {
+            slot,
+            generation: word.generation,
+            identity,
+        })
     }
 }

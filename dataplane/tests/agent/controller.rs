@@ -17,7 +17,9 @@ use bulkhead_proto::{
     state_digest::StateDigest,
     update::{Revision, encode},
     v1::{
-        Ack, Announcement, ControllerMessage, Hello, NodeMessage, Welcome, controller_message::Message, node_message,
+        Ack, Announcement, ControllerMessage, Hello, NodeMessage, Welcome,
+        controller_message::Message,
+        node_message,
         node_service_server::{NodeService, NodeServiceServer},
     },
 };
@@ -34,7 +36,7 @@ use tokio_stream::{
 use tonic::{Request, Response, Status, Streaming};
 
 /// Long enough for a loaded machine; nothing is asserted about it.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 #[derive(Clone, Default)]
 struct Wanted {
@@ -67,17 +69,29 @@ pub struct Controller {
 impl Controller {
     pub fn start(socket: &Path) -> Self {
         let _stale = std::fs::remove_file(socket);
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let wanted = watch::Sender::new(Wanted::default());
         let said = Arc::new(Mutex::new(Said::default()));
-        let service = Service { wanted: wanted.subscribe(), sent: Arc::default(), said: said.clone() };
+        let service = Service {
+            wanted: wanted.subscribe(),
+            sent: Arc::default(),
+            said: said.clone(),
+        };
         let listener = runtime.block_on(async { UnixListener::bind(socket).unwrap() });
         runtime.spawn(
             tonic::transport::Server::builder()
                 .add_service(NodeServiceServer::new(service))
                 .serve_with_incoming(UnixListenerStream::new(listener)),
         );
-        Self { wanted, said, runtime: Some(runtime) }
+        Self {
+            wanted,
+            said,
+            runtime: Some(runtime),
+        }
     }
 
     /// Makes a state the wanted one; gives its revision.
@@ -95,11 +109,18 @@ impl Controller {
     pub fn ack(&self, revision: u64, what: &str, accept: impl Fn(&Ack) -> bool) -> Ack {
         let found = || {
             let said = self.said.lock().unwrap();
-            said.acks.iter().rev().find(|ack| ack.revision == revision && accept(ack)).cloned()
+            said.acks
+                .iter()
+                .rev()
+                .find(|ack| ack.revision == revision && accept(ack))
+                .cloned()
         };
         until(PATIENCE, found).unwrap_or_else(|| {
             let said = self.said.lock().unwrap();
-            panic!("no ack of revision {revision} with {what}; the last one is {:?}", said.acks.last())
+            panic!(
+                "no ack of revision {revision} with {what}; the last one is {:?}",
+                said.acks.last()
+            )
         })
     }
 
@@ -120,10 +141,7 @@ impl Drop for Controller {
 impl NodeService for Service {
     type ConnectStream = Pin<Box<dyn Stream<Item = Result<ControllerMessage, Status>> + Send>>;
 
-    async fn connect(
-        &self,
-        request: Request<Streaming<NodeMessage>>,
-    ) -> Result<Response<Self::ConnectStream>, Status> {
+    async fn connect(&self, request: Request<Streaming<NodeMessage>>) -> Result<Response<Self::ConnectStream>, Status> {
         let (outbox, messages) = mpsc::channel(16);
         tokio::spawn(self.clone().serve(request.into_inner(), outbox));
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
@@ -132,7 +150,10 @@ impl NodeService for Service {
 
 impl Service {
     async fn serve(self, mut inbox: Streaming<NodeMessage>, outbox: mpsc::Sender<Result<ControllerMessage, Status>>) {
-        let Ok(Some(NodeMessage { message: Some(node_message::Message::Hello(hello)) })) = inbox.message().await else {
+        let Ok(Some(NodeMessage {
+            message: Some(node_message::Message::Hello(hello)),
+        })) = inbox.message().await
+        else {
             return;
         };
         let held = hello.held.as_ref().map(|held| held.state_digest.clone());
@@ -197,5 +218,8 @@ impl Service {
 }
 
 async fn send(outbox: &mpsc::Sender<Result<ControllerMessage, Status>>, message: Message) -> Result<(), ()> {
-    outbox.send(Ok(ControllerMessage { message: Some(message) })).await.map_err(drop)
+    outbox
+        .send(Ok(ControllerMessage { message: Some(message) }))
+        .await
+        .map_err(drop)
 }

@@ -15,12 +15,18 @@ fn a_device_without_an_endpoint_drops_everything() {
     let world = World::new(&["client", "web"]);
     world.assert_allowed("client", "web");
     let device = &world.net.pod("web").device;
-    let list = world.net.nodes[0].netns.ip_output(&["-o", "link", "show", device]).unwrap();
+    let list = world.net.nodes[0]
+        .netns
+        .ip_output(&["-o", "link", "show", device])
+        .unwrap();
     let ifindex: u32 = list.split(':').next().unwrap().parse().unwrap();
 
     let kernel = Kernel::open(&world.bpffs()).unwrap();
     assert!(!kernel.found_pins());
-    world.net.nodes[0].netns.inside(|| kernel.attach(ifindex).unwrap()).unwrap();
+    world.net.nodes[0]
+        .netns
+        .inside(|| kernel.attach(ifindex).unwrap())
+        .unwrap();
     assert_eq!(kernel.attached().unwrap(), [ifindex]);
     world.assert_denied("client", "web");
     world.assert_denied("web", "client");
@@ -33,13 +39,19 @@ fn a_device_without_an_endpoint_drops_everything() {
     assert!(kernel.found_pins());
     assert_eq!(kernel.attached().unwrap(), [ifindex]);
     world.assert_denied("client", "web");
-    world.net.nodes[0].netns.inside(|| kernel.attach(ifindex).unwrap()).unwrap();
+    world.net.nodes[0]
+        .netns
+        .inside(|| kernel.attach(ifindex).unwrap())
+        .unwrap();
     world.assert_denied("client", "web");
 
     kernel.detach(ifindex).unwrap();
     world.assert_allowed("client", "web");
     let missing = world.net.nodes[0].netns.inside(|| kernel.attach(9_999)).unwrap();
-    assert!(matches!(missing, Err(KernelError::Attach { ifindex: 9_999, .. })), "{missing:?}");
+    assert!(
+        matches!(missing, Err(KernelError::Attach { ifindex: 9_999, .. })),
+        "{missing:?}"
+    );
 }
 
 #[test]
@@ -50,7 +62,12 @@ fn maps_of_another_shape_are_refused() {
     let world = World::new(&[]);
     drop(Kernel::open(&world.bpffs()).unwrap());
     // Two maps change places: what a build with another layout under the same version would have left.
-    let folder = fs::read_dir(world.bpffs()).unwrap().flatten().find(|entry| entry.path().is_dir()).unwrap().path();
+    let folder = fs::read_dir(world.bpffs())
+        .unwrap()
+        .flatten()
+        .find(|entry| entry.path().is_dir())
+        .unwrap()
+        .path();
     fs::remove_file(folder.join("BK_RULE")).unwrap();
     fs::rename(folder.join("BK_CONFIG"), folder.join("BK_RULE")).unwrap();
     let error = Kernel::open(&world.bpffs()).unwrap_err();
@@ -69,12 +86,18 @@ fn what_the_verifier_walks_is_known() {
     let found = [("from_pod", count(Hook::FromPod)), ("to_pod", count(Hook::ToPod))];
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(FILE);
     if std::env::var_os("UPDATE_EXPECT").is_some() {
-        let lines: Vec<String> = found.iter().map(|(program, count)| format!("{program} {count}\n")).collect();
+        let lines: Vec<String> = found
+            .iter()
+            .map(|(program, count)| format!("{program} {count}\n"))
+            .collect();
         fs::write(&path, lines.concat()).unwrap();
     }
     let golden = fs::read_to_string(&path).unwrap();
     for (program, count) in found {
-        let line = golden.lines().find_map(|line| line.strip_prefix(program)).unwrap_or_else(|| panic!("{FILE}: no {program}"));
+        let line = golden
+            .lines()
+            .find_map(|line| line.strip_prefix(program))
+            .unwrap_or_else(|| panic!("{FILE}: no {program}"));
         let wanted: u32 = line.trim().parse().unwrap();
         let tolerance = wanted / 20;
         assert!(

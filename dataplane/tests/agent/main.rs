@@ -1,5 +1,13 @@
 //! The agent with a real kernel: in network namespaces of its own, with a controller's end of the stream in the test.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests, which clippy does not count as tests"
+)]
+
 mod controller;
 mod faults;
 mod kernel;

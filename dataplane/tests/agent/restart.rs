@@ -46,11 +46,21 @@ fn enforces_reports_and_survives_sigkill() {
 
     let endpoints = world.client().endpoints().unwrap();
     assert_eq!(endpoints.len(), 3);
-    assert!(endpoints.iter().all(|endpoint| endpoint.enforced && endpoint.generation > 0), "{endpoints:?}");
+    assert!(
+        endpoints
+            .iter()
+            .all(|endpoint| endpoint.enforced && endpoint.generation > 0),
+        "{endpoints:?}"
+    );
     let status = world.client().agent_status().unwrap();
     assert!(status.controller_connected && status.error.is_empty(), "{status:?}");
     assert_eq!((status.endpoints, status.endpoints_enforced), (3, 3));
-    assert!(status.verdicts.iter().any(|count| count.reason == "policy-denied" && count.packets > 0));
+    assert!(
+        status
+            .verdicts
+            .iter()
+            .any(|count| count.reason == "policy-denied" && count.packets > 0)
+    );
 
     world.kill_agent();
     world.assert_allowed("client", "web");
@@ -66,9 +76,17 @@ fn a_state_that_changed_while_the_agent_was_away_is_in_force_and_connections_liv
     world.start_agent(&[]);
     world.enforce(&world.state(&[allow(&["client"], "web")]));
     let to = std::net::SocketAddr::new(world.net.pod("web").address(false), crate::world::PORT);
-    let mut live = world.net.pod("client").netns.inside(|| TcpStream::connect(to)).unwrap().unwrap();
+    let mut live = world
+        .net
+        .pod("client")
+        .netns
+        .inside(|| TcpStream::connect(to))
+        .unwrap()
+        .unwrap();
     world.kill_agent();
-    let revision = world.controller.want(&world.state(&[allow(&["client", "intruder"], "web")]));
+    let revision = world
+        .controller
+        .want(&world.state(&[allow(&["client", "intruder"], "web")]));
     world.assert_denied("intruder", "web");
     world.start_agent(&[]);
     world.controller.ack(revision, "no error", |ack| ack.error.is_empty());
@@ -82,11 +100,20 @@ fn a_state_that_changed_while_the_agent_was_away_is_in_force_and_connections_liv
         live.write_all(b"still here").unwrap();
     }
     let acked = || {
-        let info = world.net.pod("client").netns.inside(|| std::fs::read_to_string("/proc/thread-self/net/tcp")).unwrap();
+        let info = world
+            .net
+            .pod("client")
+            .netns
+            .inside(|| std::fs::read_to_string("/proc/thread-self/net/tcp"))
+            .unwrap();
         // Column 5 is tx_queue:rx_queue; an empty send queue means that the other end acknowledged.
         let table = info.unwrap();
         let port = format!(":{:04X} ", live.local_addr().unwrap().port());
-        table.lines().find(|line| line.contains(&port)).filter(|line| line.contains(" 00000000:")).map(drop)
+        table
+            .lines()
+            .find(|line| line.contains(&port))
+            .filter(|line| line.contains(" 00000000:"))
+            .map(drop)
     };
     until(PATIENCE, acked).expect("the connection is stuck");
 }
@@ -102,13 +129,23 @@ fn the_last_state_is_in_force_without_a_controller() {
     world.kill_agent();
     // As after a reboot: no pins, no controller; only the state folder.
     bulkhead_testbed::sys::unmount(&world.bpffs()).unwrap();
-    until(PATIENCE, || world.connects("intruder", "web", false, Duration::from_millis(200)).then_some(()))
-        .expect("links outlive their bpffs");
+    until(PATIENCE, || {
+        world
+            .connects("intruder", "web", false, Duration::from_millis(200))
+            .then_some(())
+    })
+    .expect("links outlive their bpffs");
     let path = world.net.directory().join("controller.sock");
     std::fs::remove_file(path).unwrap();
     world.start_agent(&[]);
-    until(PATIENCE, || world.client().agent_status().ok().filter(|status| status.endpoints_enforced == 3))
-        .expect("the state on disk is not in force");
+    until(PATIENCE, || {
+        world
+            .client()
+            .agent_status()
+            .ok()
+            .filter(|status| status.endpoints_enforced == 3)
+    })
+    .expect("the state on disk is not in force");
     world.assert_allowed("client", "web");
     world.assert_denied("intruder", "web");
 }
@@ -121,7 +158,9 @@ fn local_of(kernel: &Kernel, state: &State) -> LocalEndpoints {
         let word = dump.endpoints[usize::try_from(*slot).unwrap()];
         let config = &dump.configs[usize::try_from(word.config).unwrap()];
         let count = usize::try_from(config.address_count).unwrap();
-        let addresses = config.addresses[..count].iter().map(|address| std::net::IpAddr::from(*address));
+        let addresses = config.addresses[..count]
+            .iter()
+            .map(|address| std::net::IpAddr::from(*address));
         let key: WorkloadKey = state
             .endpoints
             .iter()
@@ -143,14 +182,17 @@ fn local_of(kernel: &Kernel, state: &State) -> LocalEndpoints {
 
 /// Nothing is left to do in the kernel for a state.
 #[track_caller]
-fn assert_whole(world: &World, state: &State, when: &str) {
+pub fn assert_whole(world: &World, state: &State, when: &str) {
     let kernel = Kernel::open(&world.bpffs()).unwrap();
     let local = local_of(&kernel, state);
     assert_eq!(local.len(), state.endpoints.len(), "{when}");
     let (mut planner, problems) = Planner::adopt("one", Limits::default(), &kernel.dump().unwrap());
     assert!(problems.is_empty(), "{when}: {problems:?}");
     let ops = planner.plan(state, &local).unwrap();
-    let left: Vec<&MapOp> = ops.iter().filter(|op| !matches!(op, MapOp::Epoch | MapOp::Barrier)).collect();
+    let left: Vec<&MapOp> = ops
+        .iter()
+        .filter(|op| !matches!(op, MapOp::Epoch | MapOp::Barrier))
+        .collect();
     assert!(left.is_empty(), "{when}: still to do: {left:?}");
 }
 
@@ -173,7 +215,9 @@ fn killed_after_any_write_it_adopts_and_completes() {
         world.start_agent(&["--fail-after-writes", &fuse]);
         let in_force = |world: &World| {
             let said = world.controller.said();
-            said.acks.iter().any(|ack| ack.revision == revision && ack.error.is_empty())
+            said.acks
+                .iter()
+                .any(|ack| ack.revision == revision && ack.error.is_empty())
         };
         let mut agent = world.agent.take().unwrap();
         until(PATIENCE, || (!agent.is_alive() || in_force(&world)).then_some(())).expect("neither dead nor done");

@@ -12,8 +12,9 @@ use std::{
 use bulkhead_policy::{
     compiler::Compiler,
     model::{
-        Action, Attachment, Direction, LabelSelector, Match, Mode, NamespaceMatch, Node, Object, Operator, Peer, PodMatch,
-        Policy, PolicyKey, PolicyKind, PortMatch, Protocol, Requirement, Rule, Tier, Workload, WorkloadKey, Zone,
+        Action, Attachment, Direction, LabelSelector, Match, Mode, NamespaceMatch, Node, Object, Operator, Peer,
+        PodMatch, Policy, PolicyKey, PolicyKind, PortMatch, Protocol, Requirement, Rule, Tier, Workload, WorkloadKey,
+        Zone,
     },
     state::State,
 };
@@ -39,10 +40,23 @@ pub struct World {
 impl World {
     /// One node with pods of namespace `shop`, all listening.
     pub fn new(pods: &[&str]) -> Self {
-        let pods = pods.iter().map(|name| PodPlan::new("shop", name, &format!("app={name}"))).collect();
-        let net = Testnet::create(Plan { nodes: vec!["one".to_owned()], pods, ..Plan::default() }).unwrap();
+        let pods = pods
+            .iter()
+            .map(|name| PodPlan::new("shop", name, &format!("app={name}")))
+            .collect();
+        let net = Testnet::create(Plan {
+            nodes: vec!["one".to_owned()],
+            pods,
+            ..Plan::default()
+        })
+        .unwrap();
         let controller = Controller::start(&net.directory().join("controller.sock"));
-        let mut world = Self { agent: None, controller, net, listeners: Vec::new() };
+        let mut world = Self {
+            agent: None,
+            controller,
+            net,
+            listeners: Vec::new(),
+        };
         world.listeners = world.net.pods.iter().map(listen).collect();
         world
     }
@@ -100,7 +114,9 @@ impl World {
     pub fn enforce(&self, state: &State) -> u64 {
         let revision = self.controller.want(state);
         self.controller.ack(revision, "all endpoints enforced", |ack| {
-            ack.error.is_empty() && ack.endpoints.len() == state.endpoints.len() && ack.endpoints.iter().all(|e| e.enforced)
+            ack.error.is_empty()
+                && ack.endpoints.len() == state.endpoints.len()
+                && ack.endpoints.iter().all(|e| e.enforced)
         });
         revision
     }
@@ -108,7 +124,12 @@ impl World {
     /// True when a TCP connection comes about; false when it gets no answer.
     pub fn connects(&self, from: &str, to: &str, ipv6: bool, within: Duration) -> bool {
         let to = SocketAddr::new(self.net.pod(to).address(ipv6), PORT);
-        let attempt = self.net.pod(from).netns.inside(|| TcpStream::connect_timeout(&to, within)).unwrap();
+        let attempt = self
+            .net
+            .pod(from)
+            .netns
+            .inside(|| TcpStream::connect_timeout(&to, within))
+            .unwrap();
         match attempt {
             Ok(_) => true,
             Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => false,
@@ -119,14 +140,22 @@ impl World {
     #[track_caller]
     pub fn assert_allowed(&self, from: &str, to: &str) {
         for ipv6 in [false, true] {
-            assert!(self.connects(from, to, ipv6, ALLOWED_WITHIN), "{from} -> {to}, ipv6 {ipv6}: {}", self.log());
+            assert!(
+                self.connects(from, to, ipv6, ALLOWED_WITHIN),
+                "{from} -> {to}, ipv6 {ipv6}: {}",
+                self.log()
+            );
         }
     }
 
     #[track_caller]
     pub fn assert_denied(&self, from: &str, to: &str) {
         for ipv6 in [false, true] {
-            assert!(!self.connects(from, to, ipv6, DENIED_WITHIN), "{from} -> {to}, ipv6 {ipv6}: {}", self.log());
+            assert!(
+                !self.connects(from, to, ipv6, DENIED_WITHIN),
+                "{from} -> {to}, ipv6 {ipv6}: {}",
+                self.log()
+            );
         }
     }
 
@@ -142,7 +171,9 @@ impl World {
         });
         let pods = self.net.pods.iter().map(|pod| Object::Workload(workload(pod)));
         let policies = policies.iter().cloned().map(Object::Policy);
-        Compiler::from_scratch([node].into_iter().chain(pods).chain(policies)).state().for_node("one")
+        Compiler::from_scratch([node].into_iter().chain(pods).chain(policies))
+            .state()
+            .for_node("one")
     }
 }
 
@@ -154,7 +185,10 @@ fn listen(pod: &Pod) -> TcpListener {
 
 pub fn workload(pod: &Pod) -> Workload {
     Workload {
-        key: WorkloadKey { namespace: pod.plan.namespace.clone(), name: pod.plan.name.clone() },
+        key: WorkloadKey {
+            namespace: pod.plan.namespace.clone(),
+            name: pod.plan.name.clone(),
+        },
         uid: format!("uid-{}", pod.plan.name),
         labels: pod.plan.labels.clone(),
         service_account: "default".to_owned(),
@@ -162,13 +196,19 @@ pub fn workload(pod: &Pod) -> Workload {
         addresses: [IpAddr::V4(pod.v4), IpAddr::V6(pod.v6)].into(),
         zone: Zone(0),
         named_ports: Vec::new(),
-        attachment: Attachment { netns: Some(pod.netns.path().display().to_string()), device: None },
+        attachment: Attachment {
+            netns: Some(pod.netns.path().display().to_string()),
+            device: None,
+        },
         image_class: 0,
     }
 }
 
 fn app(name: &str) -> PodMatch {
-    let requirement = Requirement { key: "app".to_owned(), operator: Operator::In([name.to_owned()].into()) };
+    let requirement = Requirement {
+        key: "app".to_owned(),
+        operator: Operator::In([name.to_owned()].into()),
+    };
     PodMatch {
         namespaces: NamespaceMatch::Name("shop".to_owned()),
         pods: LabelSelector([requirement].into()),
@@ -182,7 +222,11 @@ pub fn allow(from: &[&str], to: &str) -> Policy {
         index: 0,
         action: Action::Allow,
         peers: Match::OneOf(from.iter().map(|name| Peer::Pods(app(name))).collect()),
-        ports: Match::OneOf(vec![PortMatch::Range { protocol: Protocol::Tcp, first: PORT, last: PORT }]),
+        ports: Match::OneOf(vec![PortMatch::Range {
+            protocol: Protocol::Tcp,
+            first: PORT,
+            last: PORT,
+        }]),
         guard: None,
         mode: Mode::Enforce,
     };

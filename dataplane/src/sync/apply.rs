@@ -1,0 +1,209 @@
+//! Making a revision true: plan, keep, write, attach.
+
+use std::time::{Duration, Instant};
+
+use bulkhead_policy::{
+    model::WorkloadKey,
+    plan::{MapOp, MapWriter, PlanError},
+    state::{Delta, State},
+};
+use bulkhead_proto::{state_digest::StateDigest, update::Revision};
+
+use super::{Sync, SyncError, adopt};
+use crate::{clock, kernel::KernelError};
+
+/// How often a failed plan is made anew from what the kernel holds before the failure is reported.
+const ATTEMPTS: u32 = 3;
+/// Pause before a reported failure is tried again.
+pub(super) const RETRY: Duration = Duration::from_secs(1);
+/// How long unknown mid-stream TCP of a device that was at work before us is judged instead of dropped, nanoseconds.
+const ADOPTION: u64 = 60_000_000_000;
+
+impl Sync {
+    /// Makes a revision true.
+    pub(super) fn revision(&mut self, revision: &Revision) -> Result<(), SyncError> {
+        let arrived = Instant::now();
+        let result = self.apply_revision(revision);
+        match &result {
+            Ok(()) => {
+                self.hold();
+                self.holding.apply_micros = u64::try_from(arrived.elapsed().as_micros()).unwrap_or(u64::MAX);
+                tracing::debug!(
+                    revision = revision.revision,
+                    micros = self.holding.apply_micros,
+                    "in force"
+                );
+            }
+            Err(error) => {
+                tracing::warn!(revision = revision.revision, "not in force: {error}");
+                self.holding.error = error.to_string();
+            }
+        }
+        result
+    }
+
+    /// What was planned last is what the kernel holds.
+    pub(super) fn hold(&mut self) {
+        let Some((revision, digest)) = self.wanted else { return };
+        self.holding.revision = revision;
+        self.holding.digest = Some(digest);
+        self.holding.held_at = clock::wall();
+        self.holding.error.clear();
+    }
+
+    fn apply_revision(&mut self, revision: &Revision) -> Result<(), SyncError> {
+        if self.broken.is_some() {
+            self.repair()?;
+        }
+        let mut whole = State::default();
+        let digest = if revision.snapshot {
+            whole.apply(revision.delta.clone()).map_err(PlanError::from)?;
+            StateDigest::of(&whole)
+        } else {
+            self.digest.after(self.planner.state(), &revision.delta)
+        };
+        if digest.digest() != revision.state_digest {
+            let (wanted, found) = (revision.state_digest.short(), digest.digest().short());
+            return Err(SyncError::Digest { wanted, found });
+        }
+        let before = self.store_base(revision);
+        let (ops, renamed) = self.plan(revision, &whole)?;
+        self.digest = digest;
+        self.wanted = Some((revision.revision, revision.state_digest));
+        if let Err(error) = self.store.keep(revision, &before) {
+            tracing::warn!("{error}");
+        }
+        // The first state is what an earlier agent's records are about.
+        let since = if self.planned { clock::boot() } else { 0 };
+        self.shared.names.change(&renamed, since);
+        self.carry_out(ops)?;
+        self.attach_devices()
+    }
+
+    /// Plans a revision, `whole` being its state when it is a snapshot; gives the bindings it changes as well. On an error
+    /// everything is as before.
+    fn plan(&mut self, revision: &Revision, whole: &State) -> Result<(Vec<MapOp>, Delta), SyncError> {
+        let now = Instant::now();
+        let renamed = if revision.snapshot {
+            self.endpoints.replace(whole, now);
+            Delta::between(self.planner.state(), whole)
+        } else {
+            self.endpoints.change(&revision.delta, now);
+            revision.delta.clone()
+        };
+        self.open_adoption();
+        let local = self.endpoints.local();
+        let planned = if revision.snapshot {
+            self.planner.plan(whole, &local)
+        } else {
+            self.planner.plan_delta(&revision.delta, &local)
+        };
+        match planned {
+            Ok(ops) => Ok((ops, renamed)),
+            Err(error) => {
+                self.endpoints.replace(self.planner.state(), now);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The state a difference on disk has to be a difference to, where the file is to be written anew.
+    fn store_base(&self, revision: &Revision) -> State {
+        if self.store.appends(revision) {
+            State::default()
+        } else {
+            self.planner.state().clone()
+        }
+    }
+
+    /// Makes a whole state true.
+    pub(super) fn make(&mut self, state: &State) -> Result<(), SyncError> {
+        self.open_adoption();
+        let ops = self.planner.plan(state, &self.endpoints.local())?;
+        self.carry_out(ops)?;
+        self.attach_devices()
+    }
+
+    /// Before the first plan of this process: devices that nobody enforced until now have connections we know nothing of.
+    fn open_adoption(&mut self) {
+        if !self.planned {
+            self.endpoints
+                .open_adoption(clock::monotonic().saturating_add(ADOPTION), &self.attached);
+        }
+    }
+
+    /// Writes a plan. When a write fails, reads back what the kernel holds and plans from there, some times over.
+    pub(super) fn carry_out(&mut self, mut ops: Vec<MapOp>) -> Result<(), SyncError> {
+        let mut failures = 0;
+        loop {
+            self.shared.names.learn(&ops, clock::boot());
+            let result = self.writer.apply(&ops);
+            let Err(error) = result else {
+                self.mirror.follow(&ops);
+                self.planned = true;
+                self.broken = None;
+                return Ok(());
+            };
+            failures += 1;
+            tracing::warn!(failures, "a map write failed: {}", crate::chain(&error));
+            self.broken = Some(Instant::now() + RETRY);
+            if failures >= ATTEMPTS {
+                return Err(error.into());
+            }
+            let wanted = self.adopt_again()?;
+            ops = self.planner.plan(&wanted, &self.endpoints.local())?;
+        }
+    }
+
+    /// Makes the state true again, from whatever the kernel holds.
+    pub(super) fn repair(&mut self) -> Result<(), SyncError> {
+        let wanted = self.adopt_again()?;
+        self.make(&wanted)
+    }
+
+    /// A planner that knows what the kernel holds; gives the state the old one wanted.
+    fn adopt_again(&mut self) -> Result<State, KernelError> {
+        let (planner, mirror) = adopt(&self.node, &self.kernel, &self.shared.names)?;
+        self.mirror = mirror;
+        Ok(std::mem::replace(&mut self.planner, planner).state().clone())
+    }
+
+    /// Puts programs on devices that lack them. A device that is gone is one endpoint's trouble, not the others'.
+    pub(super) fn attach_devices(&mut self) -> Result<(), SyncError> {
+        for ifindex in self.endpoints.take_released() {
+            tracing::info!(
+                ifindex,
+                "programs taken off a device that its pod was pointed away from"
+            );
+            self.kernel.detach(ifindex)?;
+            self.attached.remove(&ifindex);
+        }
+        let missing: Vec<(WorkloadKey, u32, String)> = self
+            .endpoints
+            .devices()
+            .filter(|(_, device)| !self.attached.contains(&device.ifindex))
+            .map(|(key, device)| (key.clone(), device.ifindex, device.name.clone()))
+            .collect();
+        let mut failed = false;
+        for (key, ifindex, name) in missing {
+            self.shared.devices.learn(ifindex, &name);
+            match self.kernel.attach(ifindex) {
+                Ok(()) => {
+                    self.attached.insert(ifindex);
+                    tracing::info!(endpoint = %key, device = name, "attached");
+                }
+                Err(error) => {
+                    failed = true;
+                    self.endpoints
+                        .failed(&key, format!("device {name}: {}", crate::chain(&error)), Instant::now());
+                }
+            }
+        }
+        if failed {
+            // Their slots are taken down again.
+            let ops = self.planner.plan_delta(&Delta::default(), &self.endpoints.local())?;
+            self.carry_out(ops)?;
+        }
+        Ok(())
+    }
+}

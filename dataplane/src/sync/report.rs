@@ -1,0 +1,136 @@
+//! What the node holds, in the words of the stream and of `GetEndpoints`.
+
+use std::sync::PoisonError;
+
+use bulkhead_policy::{
+    digest::Digest,
+    model::WorkloadKey,
+    state::{Endpoint, PeerId, State},
+};
+use bulkhead_proto::{
+    convert::address_to_bytes,
+    v1::{AnnouncedEndpoint, EndpointGeneration, EndpointStatus, WorkloadName},
+};
+
+use super::{Sync, mirror::Live};
+use crate::endpoints::Device;
+
+impl Sync {
+    /// Tells the stream and the status what is so now.
+    pub(super) fn publish(&mut self) {
+        for (_, device) in self.endpoints.devices() {
+            self.shared.devices.learn(device.ifindex, &device.name);
+        }
+        self.holding.generations = self.generations();
+        self.holding.announced = self.announced();
+        let holding = &self.holding;
+        self.shared.holding.send_if_modified(|old| {
+            let changed = old != holding;
+            if changed {
+                old.clone_from(holding);
+            }
+            changed
+        });
+        *self.shared.usage.lock().unwrap_or_else(PoisonError::into_inner) = self.planner.usage();
+    }
+
+    fn generations(&self) -> Vec<EndpointGeneration> {
+        let one = |(key, endpoint): (&WorkloadKey, &Endpoint)| {
+            let (live, why) = self.live(key);
+            EndpointGeneration {
+                workload: Some(workload(key)),
+                pod_uid: endpoint.uid.clone(),
+                generation: live.map_or(0, |live| live.generation),
+                enforced: live.is_some(),
+                why,
+            }
+        };
+        self.planner.state().endpoints.iter().map(one).collect()
+    }
+
+    /// An endpoint's place in the kernel when it is enforced, else why it is not.
+    fn live(&self, key: &WorkloadKey) -> (Option<Live>, String) {
+        match self.endpoints.device(key) {
+            None => (None, "not wanted on this node".to_owned()),
+            Some(Err(why)) => (None, why.to_owned()),
+            Some(Ok(device)) if !self.attached.contains(&device.ifindex) => {
+                (None, format!("device {}: programs are not attached", device.name))
+            }
+            Some(Ok(device)) => match self.mirror.of_device(device.ifindex) {
+                Some(live) => (Some(live), String::new()),
+                None => (
+                    None,
+                    format!("device {}: has no configuration in the kernel", device.name),
+                ),
+            },
+        }
+    }
+
+    fn announced(&self) -> Vec<AnnouncedEndpoint> {
+        let endpoints = &self.planner.state().endpoints;
+        let one = |(key, device): (&WorkloadKey, &Device)| AnnouncedEndpoint {
+            workload: Some(workload(key)),
+            pod_uid: endpoints
+                .get(key)
+                .map_or_else(String::new, |endpoint| endpoint.uid.clone()),
+            addresses: device.addresses.iter().map(|ip| address_to_bytes(*ip)).collect(),
+            device: device.name.clone(),
+            ifindex: device.ifindex,
+            image_digests: Vec::new(),
+        };
+        self.endpoints.devices().map(one).collect()
+    }
+
+    pub(super) fn describe(&self) -> Vec<EndpointStatus> {
+        let state = self.planner.state();
+        let policies = |name: &Digest| {
+            state
+                .rulesets
+                .get(name)
+                .map(|ruleset| ruleset.policies.clone())
+                .unwrap_or_default()
+        };
+        let one = |(key, endpoint): (&WorkloadKey, &Endpoint)| {
+            let (live, error) = self.live(key);
+            let device = self.endpoints.device(key).and_then(Result::ok);
+            let identity = live.map_or(0, |live| live.identity);
+            EndpointStatus {
+                workload: Some(workload(key)),
+                pod_uid: endpoint.uid.clone(),
+                addresses: endpoint.addresses.iter().map(ToString::to_string).collect(),
+                device: device.map_or_else(String::new, |device| device.name.clone()),
+                ifindex: device.map_or(0, |device| device.ifindex),
+                slot: live.map_or(0, |live| live.slot),
+                identity,
+                identity_name: endpoint.identity.to_string(),
+                identity_atoms: atoms(state, endpoint),
+                egress_ruleset: endpoint.egress.short(),
+                ingress_ruleset: endpoint.ingress.short(),
+                egress_policies: policies(&endpoint.egress),
+                ingress_policies: policies(&endpoint.ingress),
+                generation: live.map_or(0, |live| live.generation),
+                enforced: live.is_some(),
+                error,
+            }
+        };
+        state.endpoints.iter().map(one).collect()
+    }
+}
+
+fn atoms(state: &State, endpoint: &Endpoint) -> Vec<String> {
+    match endpoint.identity {
+        PeerId::Identity(digest) => state
+            .identities
+            .get(&digest)
+            .map(|identity| identity.atoms.clone())
+            .unwrap_or_default(),
+        _ => Vec::new(),
+    }
+}
+
+fn workload(key: &WorkloadKey) -> WorkloadName {
+    WorkloadName {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+    }
+}
