@@ -1,0 +1,180 @@
+//! What each example's header promises, simulated on the shop.
+
+mod common;
+
+use common::{examples, simulate};
+
+/// Copies the shop and one policy file into a folder and asks.
+fn check(policy: &str, expected: &[(&str, &str, i64, &str, bool)]) {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["shop/cluster.yaml", "shop/pods.yaml", "shop/services.yaml", policy] {
+        let from = examples().join(file);
+        std::fs::copy(&from, folder.path().join(from.file_name().unwrap())).unwrap();
+    }
+    let probes: Vec<_> = expected
+        .iter()
+        .map(|(from, to, port, protocol, _)| (*from, *to, *port, *protocol))
+        .collect();
+    let ran = simulate(folder.path(), &probes);
+    assert_eq!(ran.status, 0, "{policy}: {}", ran.err);
+    assert!(!ran.err.contains("error: "), "{policy}: {}", ran.err);
+    assert_eq!(ran.lines().len(), expected.len());
+    for (line, (from, to, port, protocol, allowed)) in ran.lines().iter().zip(expected) {
+        let verdict = if *allowed { "allowed" } else { "denied" };
+        assert!(
+            line.starts_with(&format!(r#"{{"verdict":"{verdict}""#)),
+            "{policy}: {from} to {to} {port}/{protocol} should be {verdict}: {line}"
+        );
+    }
+}
+
+#[test]
+fn default_deny() {
+    check(
+        "01-default-deny.yaml",
+        &[
+            ("shop/client", "shop/web", 8080, "TCP", false),
+            ("shop/web", "8.8.8.8", 53, "UDP", false),
+            ("8.8.8.8", "shop/web", 8080, "TCP", false),
+            ("shop/web", "shop/web", 8080, "TCP", true),
+            ("bank/intruder", "warehouse/stock", 8080, "TCP", true),
+        ],
+    );
+}
+
+#[test]
+fn allow_dns() {
+    check(
+        "02-allow-dns.yaml",
+        &[
+            ("shop/web", "kube-system/coredns", 53, "UDP", true),
+            ("shop/web", "10.96.0.10", 53, "UDP", true),
+            ("shop/web", "10.96.0.10", 53, "TCP", true),
+            ("shop/web", "fd00:96::10", 53, "UDP", true),
+            ("shop/web", "kube-system/coredns", 54, "UDP", false),
+            ("shop/web", "8.8.8.8", 53, "UDP", false),
+            ("bank/intruder", "shop/web", 8080, "TCP", true),
+        ],
+    );
+}
+
+#[test]
+fn three_tier_shop() {
+    check(
+        "03-three-tier-shop.yaml",
+        &[
+            ("shop/client", "shop/web", 8080, "TCP", true),
+            ("shop/client", "10.96.0.11", 80, "TCP", true),
+            ("shop/web", "shop/api", 8081, "TCP", true),
+            ("shop/api", "shop/db", 5432, "TCP", true),
+            ("shop/client", "shop/api", 8081, "TCP", false),
+            ("shop/client", "shop/db", 5432, "TCP", false),
+            ("shop/web", "shop/db", 5432, "TCP", false),
+            ("shop/web", "shop/api", 8080, "TCP", false),
+            ("shop/db", "shop/api", 8081, "TCP", false),
+            // Its labels say web, its namespace does not.
+            ("bank/intruder", "shop/api", 8081, "TCP", false),
+        ],
+    );
+}
+
+#[test]
+fn namespace_isolation() {
+    check(
+        "04-namespace-isolation.yaml",
+        &[
+            ("shop/client", "shop/db", 5432, "TCP", true),
+            ("warehouse/stock", "shop/db", 5432, "TCP", false),
+            ("monitoring/prometheus", "shop/web", 9090, "TCP", false),
+            ("shop/web", "warehouse/stock", 8080, "TCP", true),
+        ],
+    );
+}
+
+#[test]
+fn monitoring_scrape() {
+    check(
+        "05-monitoring-scrape.yaml",
+        &[
+            ("monitoring/prometheus", "shop/web", 9090, "TCP", true),
+            ("monitoring/prometheus", "shop/api", 9091, "TCP", true),
+            ("monitoring/prometheus", "shop/api", 9090, "TCP", false),
+            ("monitoring/prometheus", "shop/db", 5432, "TCP", false),
+            ("monitoring/node-exporter", "shop/web", 9090, "TCP", false),
+            ("shop/client", "shop/web", 9090, "TCP", false),
+        ],
+    );
+}
+
+#[test]
+fn egress_cidr_except() {
+    check(
+        "06-egress-cidr-except.yaml",
+        &[
+            ("shop/api", "203.0.113.63", 443, "TCP", true),
+            ("shop/api", "203.0.113.64", 443, "TCP", false),
+            ("shop/api", "203.0.113.127", 443, "TCP", false),
+            ("shop/api", "203.0.113.128", 443, "TCP", true),
+            ("shop/api", "2001:db8:700::1", 443, "TCP", true),
+            ("shop/api", "2001:db8:701::1", 443, "TCP", false),
+            ("shop/api", "203.0.113.1", 80, "TCP", false),
+            ("shop/web", "203.0.113.64", 443, "TCP", true),
+        ],
+    );
+}
+
+#[test]
+fn admin_deny() {
+    check(
+        "07-admin-deny.yaml",
+        &[
+            ("shop/web", "169.254.169.254", 80, "TCP", false),
+            ("shop/web", "fd00:ec2::254", 80, "TCP", false),
+            ("kube-system/coredns", "169.254.169.254", 80, "TCP", true),
+            ("shop/web", "169.254.169.253", 80, "TCP", true),
+        ],
+    );
+}
+
+#[test]
+fn admin_pass() {
+    check(
+        "08-admin-pass.yaml",
+        &[
+            ("monitoring/prometheus", "shop/web", 9090, "TCP", true),
+            ("monitoring/prometheus", "shop/web", 8080, "TCP", false),
+            ("bank/intruder", "shop/web", 8080, "TCP", false),
+            ("bank/intruder", "warehouse/stock", 8080, "TCP", true),
+            ("warehouse/stock", "shop/web", 8080, "TCP", true),
+            ("shop/web", "bank/intruder", 80, "TCP", true),
+        ],
+    );
+}
+
+#[test]
+fn baseline_default_deny() {
+    check(
+        "09-baseline-default-deny.yaml",
+        &[
+            ("shop/web", "kube-system/coredns", 53, "UDP", true),
+            ("shop/web", "kube-system/coredns", 80, "TCP", false),
+            ("shop/client", "shop/web", 8080, "TCP", false),
+            ("shop/web", "2001:db8::99", 443, "TCP", false),
+            ("kube-system/coredns", "8.8.8.8", 53, "UDP", true),
+            ("8.8.8.8", "shop/web", 8080, "TCP", true),
+        ],
+    );
+}
+
+#[test]
+fn ingress_controller() {
+    check(
+        "10-ingress-controller.yaml",
+        &[
+            ("ingress-nginx/controller", "shop/web", 8080, "TCP", true),
+            ("ingress-nginx/controller", "shop/web", 9090, "TCP", false),
+            ("shop/client", "shop/web", 8080, "TCP", false),
+            ("shop/client", "shop/api", 8081, "TCP", true),
+        ],
+    );
+}
