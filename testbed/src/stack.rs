@@ -122,6 +122,7 @@ impl Stack {
     /// When it is not built or cannot start.
     pub fn start_controller(&mut self) -> Result<()> {
         let mut command = Command::new(binary("bulkhead-controller")?);
+        command.env("NO_COLOR", "1");
         command.arg("--manifests").arg(self.manifests());
         command
             .arg("--listen")
@@ -146,7 +147,7 @@ impl Stack {
             .get(node)
             .with_context(|| format!("there is no node {node}"))?;
         let mut command = place.netns.command(binary("bulkhead-agent")?)?;
-        command.args(["--node", &place.name]);
+        command.env("NO_COLOR", "1").args(["--node", &place.name]);
         command
             .arg("--controller")
             .arg(format!("unix:{}", self.controller_socket().display()));
@@ -380,7 +381,7 @@ pub fn errors(status: &ControllerStatus) -> Vec<String> {
 pub fn bulkhead(stack: &Stack, node: usize) -> Result<Command> {
     let mut command = Command::new(binary("bulkhead")?);
     for (variable, socket) in sockets(stack, node) {
-        command.env(variable, format!("unix:{}", socket.display()));
+        command.env(variable, socket);
     }
     Ok(command)
 }
@@ -388,8 +389,8 @@ pub fn bulkhead(stack: &Stack, node: usize) -> Result<Command> {
 /// The environment variables by which the command line finds a stack.
 pub fn sockets(stack: &Stack, node: usize) -> [(&'static str, PathBuf); 2] {
     [
-        ("BULKHEAD_CONTROLLER", stack.controller_socket()),
-        ("BULKHEAD_AGENT", stack.agent_socket(node)),
+        ("BULKHEAD_CONTROLLER_SOCKET", stack.controller_socket()),
+        ("BULKHEAD_AGENT_SOCKET", stack.agent_socket(node)),
     ]
 }
 

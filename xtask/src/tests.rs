@@ -16,6 +16,8 @@ use crate::{
     setup, tidy,
 };
 
+const HISTOGRAM_COLUMNS: usize = 6;
+
 /// A tier of tests.
 struct Tier {
     name: &'static str,
@@ -210,6 +212,9 @@ fn read_results(command: &mut Command, log: &str, outcome: &mut Outcome) -> Resu
     }
     outcome.notes.push(format!("log: {}", path.display()));
     outcome.notes.extend(results.notes);
+    for row in results.histogram.chunks(HISTOGRAM_COLUMNS) {
+        outcome.notes.push(format!("reached: {}", row.join(" · ")));
+    }
     let failed_before = outcome.failed.len();
     outcome.passed += results.passed;
     outcome.failed.extend(results.failures.into_keys());
@@ -232,6 +237,13 @@ struct Results {
     failures: BTreeMap<String, String>,
     skipped: Vec<(String, String)>,
     notes: Vec<String>,
+    histogram: Vec<String>,
+}
+
+/// `    12  policy-denied`: how often something was reached.
+fn histogram_row(line: &str) -> Option<(u64, &str)> {
+    let (count, name) = line.strip_prefix(' ')?.trim_start().split_once("  ")?;
+    Some((count.parse().ok()?, name)).filter(|(_, name)| !name.contains("  "))
 }
 
 impl Results {
@@ -266,6 +278,8 @@ impl Results {
                     results.skipped.push((name.clone(), reason.to_owned()));
                 } else if let Some(note) = line.strip_prefix("NOTE: ") {
                     results.notes.push(note.to_owned());
+                } else if let Some((count, name)) = histogram_row(line) {
+                    results.histogram.push(format!("{name} {count}"));
                 }
                 let block = results.failures.entry(name.clone()).or_default();
                 block.push_str("    ");
@@ -294,7 +308,8 @@ test d::later ... ignored, not on this kernel
 successes:
 
 ---- a::good stdout ----
-NOTE: reason histogram: 34 of 34
+NOTE: 12 packets
+    12  policy-denied
 
 ---- b::needs_root stdout ----
 SKIPPED: not root
@@ -317,7 +332,8 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
         assert_eq!(results.passed, 1);
         assert_eq!(results.failures.keys().collect::<Vec<_>>(), ["c::bad"]);
         assert!(results.failures["c::bad"].contains("assertion failed"));
-        assert_eq!(results.notes, ["reason histogram: 34 of 34"]);
+        assert_eq!(results.notes, ["12 packets"]);
+        assert_eq!(results.histogram, ["policy-denied 12"]);
         let skipped: Vec<_> = results
             .skipped
             .iter()

@@ -274,8 +274,7 @@ impl Show<'_> {
         self.screen.blank();
         self.screen.text("It goes on running. In another terminal:");
         for (variable, path) in stack::sockets(&self.stack, 0) {
-            self.screen
-                .text(&format!("  export {variable}=unix:{}", path.display()));
+            self.screen.text(&format!("  export {variable}={}", path.display()));
         }
         let bulkhead = crate::testnet::binary("bulkhead")
             .map_or_else(|_| "bulkhead".to_owned(), |path| path.display().to_string());

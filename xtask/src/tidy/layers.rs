@@ -27,7 +27,7 @@ const FOREIGN: &[(&str, &[&str])] = &[
     ("k8s-openapi", &["crds"]),
     ("aya", &["dataplane", "benches"]),
     ("aya-obj", &["dataplane", "benches"]),
-    ("prost", &["proto"]),
+    ("prost", &["proto", "dataplane"]),
     ("clap", &["controller", "dataplane", "cli"]),
     ("tokio", &["controller", "dataplane", "cli", "testbed"]),
     ("tonic", &["proto", "controller", "dataplane", "cli", "testbed"]),
@@ -99,9 +99,12 @@ pub(super) fn down_only(_: &Tree) -> Result<Vec<String>> {
             .iter()
             .filter_map(|d| Some((d.name.strip_prefix("bulkhead-")?, &d.kind)));
         findings.extend(
-            // A crate may name itself for its own tests, with other features.
-            ours.filter(|(name, _)| !allowed.contains(name) && *name != folder)
-                .map(|(name, kind)| format!("{folder} must not depend on {name} ({kind} dependency)")),
+            // For its tests a crate may name itself, with other features, and the testbed.
+            ours.filter(|(name, kind)| {
+                let own_tests = *name == folder || (*name == "testbed" && *kind == "dev");
+                !allowed.contains(name) && !own_tests
+            })
+            .map(|(name, kind)| format!("{folder} must not depend on {name} ({kind} dependency)")),
         );
     }
     Ok(findings)

@@ -66,7 +66,7 @@ fn is_root(tree: &Tree, path: &Path) -> bool {
     let conventional = match strings.as_slice() {
         [_, "build.rs"] | [.., "src", "lib.rs" | "main.rs"] | [.., "fuzz_targets", _] => true,
         [.., "bin" | "tests" | "benches" | "examples", _] => !strings.contains(&"src") || strings.contains(&"bin"),
-        [.., "bin", _, "main.rs"] => true,
+        [.., "bin" | "tests" | "benches", _, "main.rs"] => true,
         _ => false,
     };
     conventional || named_in_manifest(tree, path)
@@ -77,8 +77,12 @@ fn named_in_manifest(tree: &Tree, path: &Path) -> bool {
         let Ok(manifest) = tree.text(&folder.join("Cargo.toml")) else {
             return false;
         };
-        path.strip_prefix(folder)
-            .is_ok_and(|inside| manifest.contains(&format!("path = \"{}\"", inside.display())))
+        let Ok(inside) = path.strip_prefix(folder) else {
+            return false;
+        };
+        ["path", "build"]
+            .iter()
+            .any(|key| manifest.contains(&format!("{key} = \"{}\"", inside.display())))
     })
 }
 
