@@ -167,15 +167,16 @@ pub fn approved<M: Maps>(maps: &M, key: &FlowKey, side: &Side, moment: &Moment) 
     let slot = side.slot.get();
     let word = maps.endpoint(slot)?;
     let (deadline, given) = (side.deadline.get(), side.approval.get());
+    let ifindex = side.ifindex.get();
     let binding = Binding {
-        ifindex: moment.ifindex,
+        ifindex,
         slot,
         deadline,
         epoch: moment.epoch,
         peer_epoch: moment.peer_epoch,
     };
     let holds = given != 0
-        && side.ifindex.get() == moment.ifindex
+        && ifindex == moment.ifindex
         && given == approval(key, binding, word.generation)
         && moment.now < deadline;
     if holds { Some(word.config) } else { None }
