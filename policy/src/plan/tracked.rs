@@ -3,6 +3,9 @@
 
 use std::{collections::BTreeMap, ops::Deref};
 
+/// Entries of the log that keep their memory from plan to plan.
+const LOG_ROOM: usize = 256;
+
 /// A `BTreeMap` with an undo log. Reads go through `Deref`; every change goes through [`Tracked::set`].
 #[derive(Debug)]
 pub(crate) struct Tracked<K, V> {
@@ -41,6 +44,8 @@ impl<K: Ord + Clone, V: Clone> Tracked<K, V> {
     /// Makes every change since the last commit final.
     pub(crate) fn commit(&mut self) {
         self.log.clear();
+        // A first plan logs the whole map; the room for that is not needed again.
+        self.log.shrink_to(LOG_ROOM);
     }
 
     /// Takes back every change since the last commit.

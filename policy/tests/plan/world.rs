@@ -152,10 +152,7 @@ pub(crate) fn world() -> impl Strategy<Value = World> {
     (
         prop::collection::vec(prop::option::weighted(0.8, pod()), WORKLOADS),
         prop::collection::vec(prop::option::weighted(0.6, (0..6_usize, class)), count),
-        prop::collection::vec(
-            prop::option::weighted(0.4, (6..IDENTITIES, any::<bool>())),
-            networks().len(),
-        ),
+        all_networks(),
         prop::array::uniform8(salt),
         0..RULESETS,
     )
@@ -168,16 +165,32 @@ pub(crate) fn world() -> impl Strategy<Value = World> {
         })
 }
 
+fn all_networks() -> impl Strategy<Value = Vec<Option<(usize, bool)>>> {
+    prop::collection::vec(
+        prop::option::weighted(0.4, (6..IDENTITIES, any::<bool>())),
+        networks().len(),
+    )
+}
+
 /// A change of a world: most are small, as deltas are.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     Pod(usize, Option<Pod>),
     Bind(usize, Option<(usize, u32)>),
     Network(usize, Option<(usize, bool)>),
+    /// Every network may change, and nothing else.
+    Networks(Vec<Option<(usize, bool)>>),
     /// Every address of an identity goes to another: labels or atoms change.
     Rename(usize, usize),
     /// Every endpoint of a ruleset goes to another: a policy changes.
     Policy(usize, usize),
+    /// Labels and a policy about them change at once.
+    Split {
+        from: usize,
+        to: usize,
+        left: usize,
+        entered: usize,
+    },
     Whole(World),
 }
 
@@ -189,6 +202,10 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         2 => (0..networks().len(), prop::option::of((6..IDENTITIES, any::<bool>()))).prop_map(|(at, to)| Step::Network(at, to)),
         2 => (0..6_usize, 0..6_usize).prop_map(|(from, to)| Step::Rename(from, to)),
         2 => (0..4_usize, 0..4_usize).prop_map(|(from, to)| Step::Policy(from, to)),
+        2 => all_networks().prop_map(Step::Networks),
+        3 => (0..3_usize, any::<bool>(), 0..4_usize, 0..4_usize).prop_map(|(pair, up, from, to)| {
+            Step::Split { from: 2 * pair + usize::from(!up), to: 2 * pair + usize::from(up), left: from, entered: to }
+        }),
         1 => world().prop_map(Step::Whole),
     ]
 }
@@ -204,6 +221,7 @@ impl World {
             Step::Pod(at, pod) => self.pods[*at] = pod.clone(),
             Step::Bind(at, to) => self.bindings[*at] = *to,
             Step::Network(at, to) => self.networks[*at] = *to,
+            Step::Networks(to) => self.networks.clone_from(to),
             Step::Rename(from, to) => {
                 for binding in self.bindings.iter_mut().flatten().filter(|binding| binding.0 == *from) {
                     binding.0 = *to;
@@ -220,6 +238,15 @@ impl World {
                         pod.ingress = 4 + *to;
                     }
                 }
+            }
+            Step::Split {
+                from,
+                to,
+                left,
+                entered,
+            } => {
+                self.step(&Step::Rename(*from, *to));
+                self.step(&Step::Policy(*left, *entered));
             }
             Step::Whole(world) => *self = world.clone(),
         }
@@ -353,7 +380,15 @@ fn binding_of(address: IpAddr, number: usize, image_class: u32) -> Binding {
 }
 
 fn ruleset_of(number: usize, salt: u8, exist: &BTreeSet<usize>) -> Ruleset {
-    let says = |what: usize| pool((number * 31 + what * 17 + usize::from(salt) * 7) % POOL, number);
+    // Half of the rulesets do not tell an identity from its neighbour: a policy about what makes the difference is new.
+    let tells = |what: usize| {
+        if number.is_multiple_of(2) && what < 100 {
+            what & !1
+        } else {
+            what
+        }
+    };
+    let says = |what: usize| pool((number * 31 + tells(what) * 17 + usize::from(salt) * 7) % POOL, number);
     let mut entries = BTreeMap::new();
     for (at, peer) in [PeerId::UnknownPod, PeerId::AnyPod, PeerId::AnyNode, PeerId::AnyAddress]
         .into_iter()
@@ -363,7 +398,7 @@ fn ruleset_of(number: usize, salt: u8, exist: &BTreeSet<usize>) -> Ruleset {
     }
     for identity_number in exist {
         // Some entries are left out, as if they said what the class says.
-        if !(number + identity_number).is_multiple_of(4) {
+        if !(number + tells(*identity_number)).is_multiple_of(4) {
             entries.insert(PeerId::Identity(identity(*identity_number)), says(*identity_number));
         }
     }
