@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use self::{scratch::Scratch, table::Mutant};
 use crate::{
@@ -37,6 +37,8 @@ enum Verdict {
     Missed,
     /// The faulty tree does not compile, so nothing was tested.
     Broken,
+    /// The text that the fault replaces is not there once.
+    Stale,
 }
 
 impl Verdict {
@@ -46,6 +48,7 @@ impl Verdict {
             Self::Hung => paint(run::GREEN, "caught (did not end)"),
             Self::Missed => paint(run::RED, "MISSED"),
             Self::Broken => paint(run::RED, "DOES NOT COMPILE"),
+            Self::Stale => paint(run::RED, "DOES NOT APPLY"),
         }
     }
 
@@ -85,89 +88,123 @@ fn choose(all: Vec<Mutant>, wanted: &[String]) -> Result<Vec<Mutant>> {
     Ok(all.into_iter().filter(is_wanted).collect())
 }
 
+/// What became of all of them.
+#[derive(Default)]
+struct Count {
+    caught: usize,
+    not: usize,
+    skipped: usize,
+}
+
 fn run_all(mutants: &[Mutant]) -> Result<ExitCode> {
     let started = Instant::now();
     let scratch = Scratch::open()?;
-    let mut bad = 0;
+    let mut count = Count::default();
     // By test, so that one build serves as the baseline of all that need it.
     let mut by_test: BTreeMap<&str, Vec<&Mutant>> = BTreeMap::new();
     for mutant in mutants {
         by_test.entry(&mutant.test).or_default().push(mutant);
     }
     for (test, mutants) in by_test {
-        let baseline = Instant::now();
-        match judge(&scratch, test)? {
-            Verdict::Missed => println!(
-                "{}",
-                paint(
-                    run::DIM,
-                    &format!(
-                        "cargo test {test}: passes without a fault ({})",
-                        seconds(baseline.elapsed())
-                    )
-                )
-            ),
-            Verdict::Caught | Verdict::Hung | Verdict::Broken => {
-                bail!(
-                    "cargo test {test} does not pass without a fault, so it cannot tell; see {}",
-                    scratch.log().display()
-                )
-            }
-        }
-        for mutant in mutants {
-            let begun = Instant::now();
-            let verdict = try_one(&scratch, mutant)?;
-            bad += usize::from(!verdict.is_good());
-            print_line(mutant, verdict, begun.elapsed());
-        }
+        run_some(&scratch, test, &mutants, &mut count)?;
     }
     println!(
-        "{} mutants, {} caught, {bad} not, in {}",
-        mutants.len(),
-        mutants.len() - bad,
+        "{} caught, {} not, {} skipped, in {}",
+        count.caught,
+        count.not,
+        count.skipped,
         seconds(started.elapsed())
     );
-    Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    // What was skipped is not known to be caught.
+    Ok(if count.not + count.skipped == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
-fn print_line(mutant: &Mutant, verdict: Verdict, elapsed: Duration) {
+/// The mutants of one test, behind a run without any fault.
+fn run_some(scratch: &Scratch, test: &str, mutants: &[&Mutant], count: &mut Count) -> Result<()> {
+    if mutants.iter().any(|mutant| mutant.needs_root) && !run::is_root() {
+        count.skipped += mutants.len();
+        for mutant in mutants {
+            println!(
+                "{:<34} {}: cargo test {test} needs root",
+                mutant.name,
+                paint(run::YELLOW, "SKIPPED")
+            );
+        }
+        return Ok(());
+    }
+    let begun = Instant::now();
+    let (verdict, by) = judge(scratch, test)?;
+    if verdict != Verdict::Missed {
+        bail!(
+            "cargo test {test} does not pass without a fault ({by}), so it cannot tell; see {}",
+            scratch.log().display()
+        );
+    }
+    let passes = format!(
+        "cargo test {test}: passes without a fault ({})",
+        seconds(begun.elapsed())
+    );
+    println!("{}", paint(run::DIM, &passes));
+    for mutant in mutants {
+        let begun = Instant::now();
+        let (verdict, by) = try_one(scratch, mutant)?;
+        if verdict.is_good() {
+            count.caught += 1;
+        } else {
+            count.not += 1;
+        }
+        print_line(mutant, verdict, &by, begun.elapsed());
+    }
+    Ok(())
+}
+
+fn print_line(mutant: &Mutant, verdict: Verdict, by: &str, elapsed: Duration) {
     println!(
-        "{:<34} {:>8}  {}  {}",
+        "{:<34} {:>8}  {} {}",
         mutant.name,
         seconds(elapsed),
         verdict.text(),
-        paint(run::DIM, &mutant.what)
+        paint(run::DIM, if verdict.is_good() { by } else { &mutant.what })
     );
 }
 
 /// Puts one fault into the copy, tests, and takes it out again.
-fn try_one(scratch: &Scratch, mutant: &Mutant) -> Result<Verdict> {
+fn try_one(scratch: &Scratch, mutant: &Mutant) -> Result<(Verdict, String)> {
     let original = scratch.text(&mutant.file)?;
-    let faulty = mutant.applied(&original)?;
+    let faulty = match mutant.applied(&original) {
+        Ok(faulty) => faulty,
+        Err(error) => return Ok((Verdict::Stale, error.to_string())),
+    };
     scratch.write(&mutant.file, &faulty)?;
     let verdict = judge(scratch, &mutant.test);
     scratch.write(&mutant.file, &original)?;
     verdict
 }
 
-/// Builds and runs a test in the copy.
-fn judge(scratch: &Scratch, test: &str) -> Result<Verdict> {
+/// Builds and runs a test in the copy; tells what became of it and the first test that failed.
+fn judge(scratch: &Scratch, test: &str) -> Result<(Verdict, String)> {
     let (cargo, libtest) = test.split_once(" -- ").unwrap_or((test, ""));
-    let build = cargo_test(scratch, cargo)
-        .arg("--no-run")
-        .status()
-        .context("running cargo")?;
-    if !build.success() {
-        return Ok(Verdict::Broken);
+    let built = scratch.run(cargo_test(scratch, cargo).arg("--no-run"))?;
+    if !built.status.success() {
+        return Ok((Verdict::Broken, String::new()));
     }
     let mut command = cargo_test(scratch, cargo);
     command.arg("--").args(libtest.split_whitespace());
-    let status = command.status().context("running cargo")?;
-    Ok(match status.code() {
+    let output = scratch.run(&mut command)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut failed = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
+    let verdict = match output.status.code() {
         Some(0) => Verdict::Missed,
         Some(TIMED_OUT) => Verdict::Hung,
         _ => Verdict::Caught,
-    })
+    };
+    Ok((verdict, failed.next().unwrap_or_default().to_owned()))
 }
 
 fn cargo_test(scratch: &Scratch, arguments: &str) -> Command {
@@ -175,7 +212,7 @@ fn cargo_test(scratch: &Scratch, arguments: &str) -> Command {
     command
         .args(["--kill-after=10", SECONDS_MAX])
         .arg(paths::cargo())
-        .args(["test", "--quiet"])
+        .arg("test")
         .args(arguments.split_whitespace())
         .current_dir(scratch.tree())
         .env("CARGO_TARGET_DIR", scratch.target())
@@ -183,6 +220,5 @@ fn cargo_test(scratch: &Scratch, arguments: &str) -> Command {
         .env("PROPTEST_MAX_SHRINK_ITERS", "0")
         .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "true")
         .stdin(Stdio::null());
-    scratch.log_to(&mut command);
     command
 }

@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     path::Path,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -58,11 +61,14 @@ struct Service {
     /// States that were sent, by digest: what a node may say it holds.
     sent: Arc<Mutex<HashMap<Vec<u8>, Arc<State>>>>,
     said: Arc<Mutex<Said>>,
+    errs: Arc<AtomicBool>,
 }
 
 pub struct Controller {
     wanted: watch::Sender<Wanted>,
     said: Arc<Mutex<Said>>,
+    /// The next update says that it leads to another state than it does.
+    errs: Arc<AtomicBool>,
     runtime: Option<Runtime>,
 }
 
@@ -76,10 +82,12 @@ impl Controller {
             .unwrap();
         let wanted = watch::Sender::new(Wanted::default());
         let said = Arc::new(Mutex::new(Said::default()));
+        let errs = Arc::new(AtomicBool::new(false));
         let service = Service {
             wanted: wanted.subscribe(),
             sent: Arc::default(),
             said: said.clone(),
+            errs: errs.clone(),
         };
         let listener = runtime.block_on(async { UnixListener::bind(socket).unwrap() });
         runtime.spawn(
@@ -90,6 +98,7 @@ impl Controller {
         Self {
             wanted,
             said,
+            errs,
             runtime: Some(runtime),
         }
     }
@@ -103,6 +112,12 @@ impl Controller {
             revision = wanted.revision;
         });
         revision
+    }
+
+    /// The same, but the next update says that it leads to another state.
+    pub fn want_and_err(&self, state: &State) -> u64 {
+        self.errs.store(true, Ordering::SeqCst);
+        self.want(state)
     }
 
     /// Waits for an acknowledgement that the condition accepts.
@@ -202,7 +217,11 @@ impl Service {
             snapshot: last.is_none(),
             delta: Delta::between(last.unwrap_or(&State::default()), &now.state),
             policies: Vec::new(),
-            state_digest: digest,
+            state_digest: if self.errs.swap(false, Ordering::SeqCst) {
+                Digest::of("test", [b"another state".as_slice()])
+            } else {
+                digest
+            },
         };
         encode(&revision).unwrap()
     }

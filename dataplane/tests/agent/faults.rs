@@ -137,6 +137,23 @@ fn a_second_agent_on_the_same_pins_refuses() {
 }
 
 #[test]
+fn a_difference_that_does_not_add_up_is_refused_and_a_snapshot_is_asked_for() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(&["client", "web"]);
+    world.start_agent(&[]);
+    world.enforce(&world.state(&[allow(&["client"], "web")]));
+    let revision = world.controller.want_and_err(&world.state(&[allow(&[], "web")]));
+    let ack = world.controller.ack(revision, "an error", |ack| !ack.error.is_empty());
+    assert!(ack.error.contains("digest"), "{}", ack.error);
+    world.controller.ack(revision, "no error", |ack| ack.error.is_empty());
+    let held = world.controller.said().hellos.last().unwrap().held.clone();
+    assert_eq!(held, None, "what it holds is not what the controller thinks");
+    world.assert_denied("client", "web");
+}
+
+#[test]
 fn an_update_that_leads_elsewhere_is_refused_and_what_was_in_force_stays() {
     if !can_run() {
         return;

@@ -4,8 +4,9 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
+    io::Write,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output},
 };
 
 use anyhow::{Context, Result, bail};
@@ -61,14 +62,14 @@ impl Scratch {
         self.folder.join("log")
     }
 
-    /// Sends a command's output to the log.
-    pub(crate) fn log_to(&self, command: &mut Command) {
-        for set in [Command::stdout, Command::stderr] {
-            set(
-                command,
-                self.output.try_clone().map_or_else(|_| Stdio::null(), Stdio::from),
-            );
+    /// Runs a command; what it says also goes to the log.
+    pub(crate) fn run(&self, command: &mut Command) -> Result<Output> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        let output = command.output().with_context(|| format!("running {program}"))?;
+        for bytes in [&output.stdout, &output.stderr] {
+            (&self.output).write_all(bytes).context("writing the log")?;
         }
+        Ok(output)
     }
 
     /// A file of the copy.

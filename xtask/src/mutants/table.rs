@@ -5,7 +5,7 @@
 //! ```text
 //! mutant NAME: what is wrong with it, in one line
 //! file PATH
-//! test ARGUMENTS of cargo test [-- arguments of the test binary]
+//! test [(root)] ARGUMENTS of cargo test [-- arguments of the test binary]
 //! <<<<
 //! text that is in the file exactly once
 //! ====
@@ -14,7 +14,8 @@
 //! ```
 //!
 //! Between the markers every byte counts but the last line's end, so a text may be part of a line. Lines that begin with
-//! `#` between two mutants are comments; of `test` the last one given holds for the mutants behind it.
+//! `#` between two mutants are comments; of `test` the last one given holds for the mutants behind it. `(root)` marks a test
+//! that passes without doing anything unless it is root's.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -33,6 +34,8 @@ pub(crate) struct Mutant {
     pub(crate) file: String,
     /// Arguments of `cargo test`.
     pub(crate) test: String,
+    /// The test needs root.
+    pub(crate) needs_root: bool,
     before: String,
     after: String,
 }
@@ -101,6 +104,8 @@ fn parse(area: &str, text: &str) -> Result<Vec<Mutant>> {
                     Ok(block.join("\n"))
                 };
                 let (before, after) = (until("====")?, until(">>>>")?);
+                let test = test.context("a change without `test`")?;
+                let root = test.strip_prefix("(root) ");
                 let (name, what) = title.take().context("a change without `mutant`")?;
                 if before.is_empty() || before == after {
                     bail!("mutant {name} changes nothing");
@@ -110,7 +115,8 @@ fn parse(area: &str, text: &str) -> Result<Vec<Mutant>> {
                     area: area.to_owned(),
                     what: what.to_owned(),
                     file: file.with_context(|| format!("mutant {name} has no `file`"))?.to_owned(),
-                    test: test.with_context(|| format!("mutant {name} has no `test`"))?.to_owned(),
+                    test: root.unwrap_or(test).to_owned(),
+                    needs_root: root.is_some(),
                     before,
                     after,
                 });
@@ -151,12 +157,13 @@ mod tests {
 
     #[test]
     fn the_format_is_read_and_what_it_is_not_is_refused() {
-        let text = "# a comment\ntest -p x -- y\nmutant one: first\nfile a.rs\n<<<<\n  a\nb\n====\n>>>>\n\nmutant two: second\nfile b.rs\n<<<<\nc\n====\nd\n>>>>\n";
+        let text = "# a comment\ntest (root) -p x -- y\nmutant one: first\nfile a.rs\n<<<<\n  a\nb\n====\n>>>>\n\nmutant two: second\nfile b.rs\n<<<<\nc\n====\nd\n>>>>\n";
         let mutants = parse("area", text).unwrap();
         assert_eq!(mutants.len(), 2);
         let [one, two] = mutants.as_slice() else { panic!() };
         assert_eq!((one.before.as_str(), one.after.as_str()), ("  a\nb", ""));
         assert_eq!((two.test.as_str(), two.file.as_str()), ("-p x -- y", "b.rs"));
+        assert!(two.needs_root);
         assert_eq!(two.applied("abc").unwrap(), "abd");
         assert!(two.applied("abcc").is_err() && two.applied("ab").is_err());
         for wrong in [
