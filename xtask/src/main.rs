@@ -28,7 +28,8 @@ cargo xtask COMMAND
                           nanoseconds per packet of the shipped programs
   fuzz [--seconds N] [TARGET]
                           run the fuzz targets (all, 60 s each)
-  mutants [NAME]          named faults, each of which a test must catch
+  mutants [NAME…] [--list]
+                          named faults, each of which a test must catch; NAME may be an area (verdict, policy, plan, agent)
 
 BULKHEAD_CACHE (default ~/.cache/bulkhead) holds tools and target directories that outlive a checkout.";
 
