@@ -10,14 +10,6 @@ use crate::{
     setup,
 };
 
-/// What the demo and the end-to-end tests start.
-pub(crate) const PACKAGES: [&str; 4] = [
-    "bulkhead-controller",
-    "bulkhead-dataplane",
-    "bulkhead-cli",
-    "bulkhead-testbed",
-];
-
 pub(crate) fn demo(arguments: &mut Arguments) -> Result<ExitCode> {
     let keep = arguments.flag("--keep");
     arguments.done()?;
@@ -46,11 +38,10 @@ pub(crate) fn demo(arguments: &mut Arguments) -> Result<ExitCode> {
     bail!("starting the demo: {}", demo.exec())
 }
 
-/// Builds the binaries the demo and the end-to-end tests start.
-pub(crate) fn build() -> Result<()> {
-    let mut command = run::cargo(&["build", "--bins"]);
-    for package in PACKAGES {
-        command.args(["--package", package]);
-    }
-    step("build controller, agent, cli and testbed", &mut command)
+/// Builds the binaries the demo starts: all of the workspace's, see `tests::Select` for why not only those.
+fn build() -> Result<()> {
+    step(
+        "build controller, agent, cli and testbed",
+        &mut run::cargo(&["build", "--workspace", "--bins"]),
+    )
 }

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    Arguments, demo, paths,
+    Arguments, paths,
     run::{self, paint, seconds, step},
     setup, tidy,
 };
@@ -22,51 +22,45 @@ const HISTOGRAM_COLUMNS: usize = 6;
 struct Tier {
     name: &'static str,
     what: &'static str,
-    /// Arguments of `cargo test`; none = the tree's own rules.
-    cargo: &'static [&'static [&'static str]],
+    select: Select,
+}
+
+/// Which tests a tier runs. Always out of the whole workspace: cargo unites the features of the packages it is asked for,
+/// and would compile half of the dependencies again for each other set.
+enum Select {
+    /// Everything that no other tier names.
+    Rest,
+    /// Integration tests of these names.
+    Named(&'static [&'static str]),
+    /// The tree's own rules.
+    Tidy,
 }
 
 const TIERS: [Tier; 5] = [
     Tier {
         name: "unit",
         what: "unit and property tests of all crates; no root needed",
-        cargo: &[
-            &[
-                "--workspace",
-                "--exclude",
-                "bulkhead-dataplane",
-                "--exclude",
-                "bulkhead-testbed",
-            ],
-            &[
-                "--package",
-                "bulkhead-dataplane",
-                "--package",
-                "bulkhead-testbed",
-                "--lib",
-                "--bins",
-            ],
-        ],
+        select: Select::Rest,
     },
     Tier {
         name: "kernel",
         what: "the shipped kernel programs against the same vectors as the host, and the agent's maps; root",
-        cargo: &[&["--package", "bulkhead-dataplane", "--test", "*"]],
+        select: Select::Named(&["kernel_vectors", "agent"]),
     },
     Tier {
         name: "e2e",
         what: "real TCP, UDP and ICMP between pods in namespaces, compared with simulate and the oracle; root",
-        cargo: &[&["--package", "bulkhead-testbed", "--test", "matrix", "--test", "faults"]],
+        select: Select::Named(&["bed", "matrix", "faults"]),
     },
     Tier {
         name: "restart",
         what: "the agent dies and comes back under traffic; root",
-        cargo: &[&["--package", "bulkhead-testbed", "--test", "restart"]],
+        select: Select::Named(&["restart"]),
     },
     Tier {
         name: "tidy",
         what: "the rules of the tree: layers, sizes, docs, examples, format, lints",
-        cargo: &[],
+        select: Select::Tidy,
     },
 ];
 
@@ -164,33 +158,55 @@ fn print_tier(tier: &Tier, outcome: &Outcome, elapsed: &str) {
 }
 
 fn run_tier(tier: &Tier) -> Result<Outcome> {
-    if tier.cargo.is_empty() {
-        return tidy::all(true);
-    }
-    if tier.name == "e2e" || tier.name == "restart" {
-        demo::build()?;
-    }
+    let tests = match tier.select {
+        Select::Tidy => return tidy::all(true),
+        Select::Named(names) => names.iter().map(ToString::to_string).collect(),
+        Select::Rest => tests_of_no_other_tier()?,
+    };
+    // Builds the binaries too, those that the end-to-end tests start.
+    step("build all tests", &mut run::cargo(&["test", "--workspace", "--no-run"]))?;
     let mut outcome = Outcome::default();
-    for (number, arguments) in tier.cargo.iter().enumerate() {
-        let mut build = run::cargo(&["test", "--no-run"]);
-        step(
-            &format!("build tests of tier {} {number}", tier.name),
-            build.args(*arguments),
-        )?;
-        let mut command = run::cargo(&["test", "--no-fail-fast"]);
-        // One by one where tests load programs and make namespaces: they would share the machine's two cores and time out.
-        let threads: &[&str] = if tier.name == "unit" {
-            &[]
-        } else {
-            &["--test-threads=1"]
-        };
-        command.args(*arguments).args(["--", "--show-output"]).args(threads);
-        read_results(&mut command, &format!("{}-{number}", tier.name), &mut outcome)?;
+    let mut command = run::cargo(&["test", "--no-fail-fast", "--workspace"]);
+    for test in &tests {
+        command.args(["--test", test]);
     }
+    // One by one where tests load programs and make namespaces: they would share the machine's two cores and time out.
+    if matches!(tier.select, Select::Rest) {
+        command.args(["--lib", "--bins", "--", "--show-output"]);
+    } else {
+        command.args(["--", "--show-output", "--test-threads=1"]);
+    }
+    read_results(&mut command, tier.name, &mut outcome)?;
     if outcome.passed + outcome.failed.len() + outcome.skipped.len() == 0 {
         bail!("no test ran at all, which is not a success");
     }
     Ok(outcome)
+}
+
+/// Names of the workspace's integration tests that no tier names: a new one runs without being entered anywhere.
+fn tests_of_no_other_tier() -> Result<Vec<String>> {
+    let output = run::cargo(&["metadata", "--no-deps", "--format-version", "1"])
+        .output()
+        .context("cargo metadata")?;
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("reading cargo metadata")?;
+    let named = |name: &str| {
+        TIERS
+            .iter()
+            .any(|tier| matches!(tier.select, Select::Named(names) if names.contains(&name)))
+    };
+    let mut tests = Vec::new();
+    for package in metadata["packages"].as_array().into_iter().flatten() {
+        for target in package["targets"].as_array().into_iter().flatten() {
+            if let Some(name) = target["name"].as_str()
+                && target["kind"][0] == "test"
+                && !named(name)
+            {
+                tests.push(name.to_owned());
+            }
+        }
+    }
+    tests.sort();
+    Ok(tests)
 }
 
 /// Runs `cargo test` and reads what libtest prints. A test that cannot run prints `SKIPPED: why` and returns; libtest calls
