@@ -1,6 +1,8 @@
 //! How long the compiler takes: 10,000 pods and 1,000 policies from scratch, then single events. Prints; asserts nothing
 //! about time. `cargo bench -p bulkhead-policy -- [PODS] [POLICIES]`.
 
+#![allow(clippy::expect_used, reason = "a benchmark's own words are known to be right")]
+
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},

@@ -153,7 +153,12 @@ fn same_priority(compiler: &Compiler, findings: &mut Findings<'_>, selected: &BT
                 .iter()
                 .any(|subject| compiler.index.matches(subject, **id))
         };
-        Some((other, compiler.index.workload_key(*selected.iter().find(also)?)?))
+        // By name, because numbers of workloads depend on the order in which they came.
+        let pods = selected
+            .iter()
+            .filter(also)
+            .filter_map(|id| compiler.index.workload_key(*id));
+        Some((other, pods.min()?))
     });
     if let Some((other, pod)) = common.next() {
         findings.warning(

@@ -34,7 +34,7 @@ pub struct Changes {
 /// Objects in, compiled state out.
 ///
 /// The state depends on the objects that are there, not on the events by which they came: any history that ends with the
-/// same objects gives the same state, byte for byte. Services and EndpointSlices are not compiled yet.
+/// same objects gives the same state, byte for byte. Services and endpoint slices are not compiled yet.
 #[derive(Debug, Default)]
 pub struct Compiler {
     pub(crate) index: Index,
@@ -111,8 +111,12 @@ impl Compiler {
             .map(|policy| ObjectKey::Policy(policy.policy.key.clone()));
         let known = namespaces.chain(workloads).chain(nodes).chain(policies);
         let absent: Vec<ObjectKey> = known.filter(|key| !present.contains(key)).collect();
-        absent.iter().for_each(|key| self.delete(key));
-        objects.iter().for_each(|object| self.upsert(object));
+        for key in &absent {
+            self.delete(key);
+        }
+        for object in objects {
+            self.upsert(object);
+        }
     }
 
     fn upsert(&mut self, object: &Object) {
@@ -141,7 +145,9 @@ impl Compiler {
         let ranges = |node: Option<Arc<crate::model::Node>>| node.into_iter().flat_map(|node| node.pod_ranges.clone());
         let added: Vec<_> = ranges(new.clone()).collect();
         let removed = ranges(self.index.set_node(name, new));
-        added.into_iter().for_each(|range| self.networks.add_range(range));
+        for range in added {
+            self.networks.add_range(range);
+        }
         removed.for_each(|range| self.networks.remove_range(range));
     }
 
@@ -210,7 +216,9 @@ impl Compiler {
             }
             self.identities.free(id);
         }
-        forgotten.into_iter().for_each(|atom| self.questions.free(atom));
+        for atom in forgotten {
+            self.questions.free(atom);
+        }
         self.index.retire();
         let written = std::mem::take(&mut self.written);
         let diagnostics = check::changed(self, &dirty.places, &written, &cut);
@@ -249,7 +257,9 @@ impl Compiler {
             Some(identity) => self.bound.insert(place, identity),
             None => self.bound.remove(&place),
         };
-        old.into_iter().for_each(|old| self.identities.shed(old));
+        if let Some(old) = old {
+            self.identities.shed(old);
+        }
     }
 
     fn bind_pod(&mut self, id: WorkloadId, place: Place) -> Option<(Binding, IdentityId)> {
@@ -329,7 +339,9 @@ impl Compiler {
                 Some(identity) => self.network_identities.insert(key, identity),
                 None => self.network_identities.remove(&key),
             };
-            old.into_iter().for_each(|old| self.identities.shed(old));
+            if let Some(old) = old {
+                self.identities.shed(old);
+            }
         }
     }
 

@@ -145,11 +145,11 @@ pub struct Service {
     pub addresses: BTreeSet<IpAddr>,
     /// Ports.
     pub ports: Vec<ServicePort>,
-    /// Pod selector; `None` = backends come from EndpointSlices alone.
+    /// Pod selector; `None` = backends come from endpoint slices alone.
     pub selector: Option<Labels>,
 }
 
-/// Facts of an EndpointSlice.
+/// Facts of an endpoint slice.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct EndpointSlice {
     /// Name.

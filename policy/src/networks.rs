@@ -51,7 +51,7 @@ impl Networks {
     /// One node less has it.
     pub(crate) fn remove_range(&mut self, range: IpNetwork) {
         self.change(canonical(range), &|prefix| {
-            prefix.ranges = prefix.ranges.saturating_sub(1)
+            prefix.ranges = prefix.ranges.saturating_sub(1);
         });
     }
 

@@ -141,12 +141,11 @@ impl CompiledRule {
         for peer in self.peers.iter().flatten() {
             match peer {
                 CompiledPeer::Pods(conditions) | CompiledPeer::Nodes(conditions) => {
-                    match conditions.yes.iter().min_by_key(|atom| count(**atom)) {
-                        Some(rarest) => drop(triggers.insert(*rarest)),
-                        None => {
-                            triggers.extend(&conditions.no);
-                            matches_the_bare = true;
-                        }
+                    if let Some(rarest) = conditions.yes.iter().min_by_key(|atom| count(**atom)) {
+                        triggers.insert(*rarest);
+                    } else {
+                        triggers.extend(&conditions.no);
+                        matches_the_bare = true;
                     }
                 }
                 CompiledPeer::Network { cidr, .. } => drop(triggers.insert(*cidr)),

@@ -198,9 +198,9 @@ impl LabelQuestions {
         match test {
             LabelTest::Exists => questions.exists = Some(id),
             LabelTest::In(values) => {
-                values
-                    .iter()
-                    .for_each(|value| questions.by_value.entry(value.clone()).or_default().push(id));
+                for value in values {
+                    questions.by_value.entry(value.clone()).or_default().push(id);
+                }
             }
         }
     }

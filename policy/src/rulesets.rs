@@ -99,11 +99,11 @@ impl Program {
 
     fn isolation(&self) -> Isolation<'_> {
         let first = |enforced_only: bool| {
-            let parts = self
+            let mut parts = self
                 .parts
                 .iter()
                 .filter(move |part| !enforced_only || part.mode == Mode::Enforce);
-            parts.filter_map(|part| part.isolation.as_ref()).next()
+            parts.find_map(|part| part.isolation.as_ref())
         };
         Isolation {
             enforce: first(true),

@@ -176,8 +176,8 @@ impl State {
             .filter_map(|name| Some((name, self.rulesets.get(&name)?.clone())))
             .collect();
         Self {
-            endpoints,
             rulesets,
+            endpoints,
             ..self.clone()
         }
     }

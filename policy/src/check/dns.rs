@@ -21,8 +21,9 @@ pub(super) fn check(compiler: &Compiler, findings: &mut Findings<'_>, selected: 
     if !isolates || !allows {
         return;
     }
-    let mut without = selected.iter().filter(|id| !resolves(compiler, **id));
-    if let Some(pod) = without.next().and_then(|id| compiler.index.workload_key(*id)) {
+    let without = selected.iter().filter(|id| !resolves(compiler, **id));
+    // By name, because numbers of workloads depend on the order in which they came.
+    if let Some(pod) = without.filter_map(|id| compiler.index.workload_key(*id)).min() {
         findings.warning(
             "spec.egress",
             format_args!(

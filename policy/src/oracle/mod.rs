@@ -118,14 +118,14 @@ impl<'a> Judge<'a> {
             .collect()
     }
 
-    /// "Evaluated before NetworkPolicies and BaselineAdmin rules": the first rule that matches decides or passes on.
+    /// Before all others: the first rule that matches decides, or passes on.
     fn admin(&self, guards: Guards<'_>) -> Verdict {
         self.first_match(&self.matching(Tier::Admin), guards, &|guards| {
             self.network_policy(guards)
         })
     }
 
-    /// "If no policies select a pod in a direction, it is not isolated; else what any of them allows is allowed."
+    /// A pod no policy isolates in the direction is left to the baseline; of others, what any of them allows is allowed.
     fn network_policy(&self, guards: Guards<'_>) -> Verdict {
         let isolating = self.selecting.iter().find(|policy| {
             policy.tier == Tier::NetworkPolicy && policy.isolates.contains(&self.direction) && self.counts(policy.mode)
@@ -143,23 +143,18 @@ impl<'a> Judge<'a> {
         }
         rules.retain(|(_, rule, matches)| rule.action == Action::Allow && *matches == Matches::Yes);
         let always = rules.iter().find(|(_, rule, _)| rule.guard.is_none());
-        match always.or_else(|| rules.iter().find(|(_, rule, _)| guards.hold(rule))) {
-            Some((policy, rule, _)) => (Decision::Allow, self.name(policy, rule)),
-            None => {
-                let (policy, generation) = (isolating.key.clone(), isolating.generation);
-                (
-                    Decision::Deny,
-                    RuleName::DefaultDeny {
-                        policy,
-                        generation,
-                        direction: self.direction,
-                    },
-                )
-            }
+        if let Some((policy, rule, _)) = always.or_else(|| rules.iter().find(|(_, rule, _)| guards.hold(rule))) {
+            return (Decision::Allow, self.name(policy, rule));
         }
+        let default_deny = RuleName::DefaultDeny {
+            policy: isolating.key.clone(),
+            generation: isolating.generation,
+            direction: self.direction,
+        };
+        (Decision::Deny, default_deny)
     }
 
-    /// "Evaluated after NetworkPolicies, for pods that none of them selects."
+    /// After all others, for pods that no NetworkPolicy isolates.
     fn baseline(&self, guards: Guards<'_>) -> Verdict {
         self.first_match(&self.matching(Tier::Baseline), guards, &|_| {
             (Decision::Allow, RuleName::Builtin(Builtin::DefaultAllow))

@@ -158,8 +158,8 @@ impl<'a> World<'a> {
                 Peer::Network { cidr, except },
                 Who::Pod(_, address) | Who::Node(_, address) | Who::SomePod(address) | Who::Outside(address),
             ) => known(in_block(*address, *cidr) && !except.iter().any(|block| in_block(*address, *block))),
-            (Peer::Pods(_), Who::Node(..) | Who::Outside(_)) => Matches::No,
-            (Peer::Nodes(_), Who::Pod(..) | Who::SomePod(_) | Who::Outside(_)) => Matches::No,
+            (Peer::Pods(_), Who::Node(..) | Who::Outside(_))
+            | (Peer::Nodes(_), Who::Pod(..) | Who::SomePod(_) | Who::Outside(_)) => Matches::No,
         }
     }
 }

@@ -294,7 +294,7 @@ impl Draw {
             .cloned()
             .chain(addresses)
             .collect();
-        let [from, to] = self.ends.clone().map(|index| index.get(&ends).clone());
+        let [from, to] = self.ends.map(|index| index.get(&ends).clone());
         let (protocol, port) = self.traffic;
         let mode = if self.shadow { Mode::Shadow } else { Mode::Enforce };
         Probe {

@@ -24,7 +24,7 @@ fn a_sound_cluster_has_no_findings() {
          np a/p app=web isolates(ingress,egress)
            ingress allow ns(team=x) cidr(10.0.0.0/8,-10.1.0.0/16) : http
            egress allow pods(app=dns) : UDP/53 TCP/53",
-        expect![[r#""#]],
+        expect![[r""]],
     );
 }
 
@@ -34,7 +34,9 @@ fn a_policy_that_selects_nothing() {
         "pod a/one app=web 10.0.0.1
          np a/p app=wbe isolates(ingress)
            ingress allow any",
-        expect!["warning: NetworkPolicy a/p: spec: selects no pod, so nothing is enforced for it; check the selector against the labels of the pods and namespaces"],
+        expect![
+            "warning: NetworkPolicy a/p: spec: selects no pod, so nothing is enforced for it; check the selector against the labels of the pods and namespaces"
+        ],
     );
 }
 
@@ -48,10 +50,10 @@ fn namespaces_nobody_has() {
            ingress allow ns(team=y|z)
            ingress allow ns(owner)
            ingress allow ns(team!=q)",
-        expect![[r#"
+        expect![[r"
             warning: NetworkPolicy a/p: spec.ingress[0]: its namespaceSelector matches no namespace, because none is named b; until there is one the peer matches nobody; check the spelling
             warning: NetworkPolicy a/p: spec.ingress[1]: its namespaceSelector matches no namespace, because none has the label team = y or z; until there is one the peer matches nobody; check the spelling
-            warning: NetworkPolicy a/p: spec.ingress[2]: its namespaceSelector matches no namespace, because none has the label owner; until there is one the peer matches nobody; check the spelling"#]],
+            warning: NetworkPolicy a/p: spec.ingress[2]: its namespaceSelector matches no namespace, because none has the label owner; until there is one the peer matches nobody; check the spelling"]],
     );
 }
 
@@ -79,11 +81,11 @@ fn excepts_that_do_not_say_what_was_meant() {
            ingress allow cidr(10.0.0.0/8,-10.0.0.0/7)
            ingress allow cidr(10.0.0.0/8,-10.1.0.0/16,-10.1.1.0/24)
            ingress allow cidr(10.0.0.0/8,-fd00::/16)",
-        expect![[r#"
+        expect![[r"
             warning: NetworkPolicy a/p: spec.ingress[0]: its except 11.0.0.0/16 is not inside 10.0.0.0/8 and takes nothing away; correct one of the two
             warning: NetworkPolicy a/p: spec.ingress[1]: its except 10.0.0.0/7 covers all of 10.0.0.0/8, so the peer matches nothing; remove the peer or shrink the except
             warning: NetworkPolicy a/p: spec.ingress[2]: its except 10.1.1.0/24 lies inside its except 10.1.0.0/16 and adds nothing; remove it
-            warning: NetworkPolicy a/p: spec.ingress[3]: its except fd00::/16 is not inside 10.0.0.0/8 and takes nothing away; correct one of the two"#]],
+            warning: NetworkPolicy a/p: spec.ingress[3]: its except fd00::/16 is not inside 10.0.0.0/8 and takes nothing away; correct one of the two"]],
     );
 }
 
@@ -95,7 +97,9 @@ fn egress_without_name_resolution() {
          np a/p app=web isolates(egress)
            egress allow pods(app=db) : TCP/5432
          np a/nothing app=db isolates(egress)",
-        expect!["warning: NetworkPolicy a/p: spec.egress: isolates egress, and no policy that selects pod a/one allows port 53, so it cannot resolve names; allow UDP and TCP 53 to the cluster's DNS pods, unless it needs no names"],
+        expect![
+            "warning: NetworkPolicy a/p: spec.egress: isolates egress, and no policy that selects pod a/one allows port 53, so it cannot resolve names; allow UDP and TCP 53 to the cluster's DNS pods, unless it needs no names"
+        ],
     );
 }
 
@@ -112,9 +116,9 @@ fn equal_priorities_where_both_policies_match() {
            egress deny cidr(10.0.0.0/8)
          baseline 7 w ns(*)pods(*)
            ingress deny any",
-        expect![[r#"
+        expect![[r"
             warning: ClusterNetworkPolicy x: spec.priority: is 7, as that of ClusterNetworkPolicy y, and both select pod a/one; the one whose name comes first in the alphabet goes first; give them different priorities
-            warning: ClusterNetworkPolicy y: spec.priority: is 7, as that of ClusterNetworkPolicy x, and both select pod a/one; the one whose name comes first in the alphabet goes first; give them different priorities"#]],
+            warning: ClusterNetworkPolicy y: spec.priority: is 7, as that of ClusterNetworkPolicy x, and both select pod a/one; the one whose name comes first in the alphabet goes first; give them different priorities"]],
     );
 }
 
@@ -125,9 +129,9 @@ fn addresses_that_several_claim() {
          pod a/one 10.0.0.1
          pod b/two 10.0.0.1 10.0.0.2
          pod a/three 10.0.0.3",
-        expect![[r#"
+        expect![[r"
             error: Pod a/one: status.podIPs: Pod a/one and Pod b/two claim the address 10.0.0.1; until one of them gives it up, it is treated as an unknown pod, which may do only what every pod may; delete the stale object or fix the address ranges
-            error: Pod b/two: status.podIPs: Pod b/two and Node n claim the address 10.0.0.2; until one of them gives it up, it is treated as an unknown pod, which may do only what every pod may; delete the stale object or fix the address ranges"#]],
+            error: Pod b/two: status.podIPs: Pod b/two and Node n claim the address 10.0.0.2; until one of them gives it up, it is treated as an unknown pod, which may do only what every pod may; delete the stale object or fix the address ranges"]],
     );
 }
 
@@ -139,8 +143,8 @@ fn actions_a_tier_or_a_guard_does_not_allow() {
            ingress pass any
          admin 1 q ns(*)pods(*)
            ingress pass any if(until1)",
-        expect![[r#"
+        expect![[r"
             error: ClusterNetworkPolicy q: spec.ingress[0]: is a Pass rule with a condition; only what both the rules after it and the next tier allow is allowed; remove the condition
-            error: NetworkPolicy a/p: spec.ingress[0]: passes in the NetworkPolicy tier, which has no next rule; the rule is ignored; remove it"#]],
+            error: NetworkPolicy a/p: spec.ingress[0]: passes in the NetworkPolicy tier, which has no next rule; the rule is ignored; remove it"]],
     );
 }

@@ -3,7 +3,9 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::wildcard_imports,
-    reason = "the readers of a test's text may panic"
+    clippy::format_push_string,
+    clippy::needless_pass_by_value,
+    reason = "the readers of a test's text may panic; words of a test may be plain rather than fast"
 )]
 
 mod diagnostics;
@@ -23,14 +25,15 @@ use expect_test::Expect;
 /// `from -> to PROTOCOL/port`, ends by address or namespace/name; then optionally `shadow` and the guards that hold.
 fn probe(line: &str, objects: &[Object]) -> Probe {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let end = |word: &str| match word.parse() {
-        Ok(address) => End::address(address),
-        Err(_) => {
-            let pods = objects.iter().filter_map(|object| match object {
+    let end = |word: &str| {
+        if let Ok(address) = word.parse() {
+            End::address(address)
+        } else {
+            let mut pods = objects.iter().filter_map(|object| match object {
                 Object::Workload(pod) if pod.key.to_string() == word => Some(pod),
                 _ => None,
             });
-            let pod = pods.last().unwrap_or_else(|| panic!("{word}: no such pod"));
+            let pod = pods.next_back().unwrap_or_else(|| panic!("{word}: no such pod"));
             End::workload(pod.key.clone(), *pod.addresses.first().expect("an address"))
         }
     };

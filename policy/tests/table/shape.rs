@@ -74,7 +74,7 @@ fn pods_with_equal_answers_share_an_identity_and_nobody_bears_an_atom_nobody_ask
          pod a/three app=db 10.0.0.3
          np a/p app=db isolates(ingress)
            ingress allow pods(app=web) : TCP/80",
-        expect![[r#"
+        expect![[r"
             10.0.0.1 is a/one: [pod; namespace=a; label app in (web)]
             10.0.0.2 is a/two: [pod; namespace=a; label app in (web)]
             10.0.0.3 is a/three: [pod; namespace=a]
@@ -83,7 +83,7 @@ fn pods_with_equal_answers_share_an_identity_and_nobody_bears_an_atom_nobody_ask
               [pod; namespace=a; label app in (web)] 0x50..=0x50: Allow NetworkPolicy/a/p ingress[0]
               [pod; namespace=a; label app in (web)] 0x51..=0x5ffff: Deny NetworkPolicy/a/p ingress default-deny
               reserved:any-address 0x0..=0x5ffff: Deny NetworkPolicy/a/p ingress default-deny
-        "#]],
+        "]],
     );
 }
 
@@ -95,7 +95,7 @@ fn blocks_and_pod_ranges_become_networks_with_what_covers_them() {
          np a/p * isolates(egress)
            egress allow cidr(10.0.0.0/8,-10.0.0.0/25)
            egress allow cidr(::/0)",
-        expect![[r#"
+        expect![[r"
             10.0.0.1 is a/one: [pod; cidr 10.0.0.0/8; cidr 10.0.0.0/25]
             192.168.0.1 is /n: [node]
             0.0.0.0/0: reserved:any-address
@@ -108,7 +108,7 @@ fn blocks_and_pod_ranges_become_networks_with_what_covers_them() {
               [cidr ::/0] 0x0..=0x5ffff: Allow NetworkPolicy/a/p egress[1]
               [unknown pod; cidr 10.0.0.0/8] 0x0..=0x5ffff: Allow NetworkPolicy/a/p egress[0]
               reserved:any-address 0x0..=0x5ffff: Deny NetworkPolicy/a/p egress default-deny
-        "#]],
+        "]],
     );
 }
 
@@ -118,7 +118,7 @@ fn adjacent_ranges_that_say_the_same_are_one() {
         "pod a/one 10.0.0.1
          np a/p * isolates(ingress)
            ingress allow any : TCP/80-89 TCP/85-99 TCP/100 UDP/0-65535",
-        expect![[r#"
+        expect![[r"
             10.0.0.1 is a/one: [pod]
             ingress of NetworkPolicy/a/p
               reserved:any-address 0x0..=0x4f: Deny NetworkPolicy/a/p ingress default-deny
@@ -126,7 +126,7 @@ fn adjacent_ranges_that_say_the_same_are_one() {
               reserved:any-address 0x65..=0xffff: Deny NetworkPolicy/a/p ingress default-deny
               reserved:any-address 0x10000..=0x1ffff: Allow NetworkPolicy/a/p ingress[0]
               reserved:any-address 0x20000..=0x5ffff: Deny NetworkPolicy/a/p ingress default-deny
-        "#]],
+        "]],
     );
 }
 
@@ -137,14 +137,14 @@ fn the_shadow_list_is_empty_where_it_says_the_same() {
          np a/p * isolates(ingress)
            ingress allow any : TCP/80
            ingress allow any : TCP/80-81 shadow",
-        expect![[r#"
+        expect![[r"
             10.0.0.1 is a/one: [pod]
             ingress of NetworkPolicy/a/p
               reserved:any-address 0x0..=0x4f: Deny NetworkPolicy/a/p ingress default-deny
               reserved:any-address 0x50..=0x50: Allow NetworkPolicy/a/p ingress[0]
               reserved:any-address 0x51..=0x51: Deny NetworkPolicy/a/p ingress default-deny; shadow Allow NetworkPolicy/a/p ingress[1]
               reserved:any-address 0x52..=0x5ffff: Deny NetworkPolicy/a/p ingress default-deny
-        "#]],
+        "]],
     );
 }
 

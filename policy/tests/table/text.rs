@@ -17,7 +17,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use bulkhead_policy::model::*;
 
 /// All objects of a text.
-pub fn objects(text: &str) -> Vec<Object> {
+pub(crate) fn objects(text: &str) -> Vec<Object> {
     let mut objects: Vec<Object> = Vec::new();
     for line in text.lines().filter(|line| !line.trim().is_empty()) {
         let words: Vec<&str> = line.split_whitespace().collect();
