@@ -40,7 +40,9 @@ pub fn read(paths: &[PathBuf]) -> anyhow::Result<Lowered> {
         if kind.is_dir() {
             let mut files = Vec::new();
             find(path, 0, &mut files, &mut manifests);
-            files.iter().for_each(|file| add(file, &mut manifests));
+            for file in &files {
+                add(file, &mut manifests);
+            }
         } else {
             add(path, &mut manifests);
         }
@@ -58,7 +60,7 @@ fn add(path: &Path, manifests: &mut Manifests) {
 }
 
 fn find(folder: &Path, depth: usize, files: &mut Vec<PathBuf>, manifests: &mut Manifests) {
-    let entries = fs::read_dir(folder).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+    let entries = fs::read_dir(folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
     let mut entries = match entries {
         Ok(entries) => entries,
         Err(error) => return manifests.add_unreadable(&folder.display().to_string(), &error.to_string()),

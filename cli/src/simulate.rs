@@ -23,7 +23,7 @@ use serde_json::Value;
 pub use answer::{Answer, EndAnswer, Outcome, Verdict};
 pub use node::WorldError;
 pub(crate) use question::ip_protocol;
-pub use question::{Question, QuestionError};
+pub use question::{Name, Question, QuestionError};
 pub(crate) use world::Route;
 pub use world::{Path as QuestionPath, World};
 

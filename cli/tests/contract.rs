@@ -1,4 +1,5 @@
 //! The contract of `bulkhead simulate`, word by word: fields and their order, null ends, families, errors, status.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod common;
 

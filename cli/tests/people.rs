@@ -1,4 +1,5 @@
 //! `check` and `explain`, and what bad manifests are answered with: file, document, object, field, and what to do.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Namespaces, Pods, Nodes, Services and EndpointSlices to facts.
+//! Namespaces, Pods, Nodes, Services and endpoint slices to facts.
 //!
 //! The types here have only what a fact is made of: a node holds tens of thousands of pods in memory for a moment when a large
 //! folder is read, and whatever else a pod says is none of the compiler's business.

@@ -1,4 +1,4 @@
-//! What users write: the types of policies, their CustomResourceDefinitions, and the lowering of Kubernetes objects to the facts and
+//! What users write: the types of policies, their custom resource definitions, and the lowering of Kubernetes objects to the facts and
 //! policies that the compiler takes. Kubernetes types stop here.
 //!
 //! ```text

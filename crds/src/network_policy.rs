@@ -320,7 +320,7 @@ impl Context<'_> {
                 report.error(
                     format!("{path}.{field}"),
                     format!("{problem}; the port matches nothing"),
-                )
+                );
             })
             .ok()?;
         known.then_some(matched)

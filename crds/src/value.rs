@@ -208,7 +208,8 @@ mod tests {
         let mut text = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x]\n");
         for level in 1..12 {
             let before = level - 1;
-            text += &format!("a{level}: &a{level} [{}]\n", vec![format!("*a{before}"); 9].join(","));
+            let items = vec![format!("*a{before}"); 9].join(",");
+            text.push_str(&["a", &level.to_string(), ": &a", &level.to_string(), " [", &items, "]\n"].concat());
         }
         assert!(parse(&text).is_err());
         assert!(parse(&"[".repeat(100_000)).is_err());

@@ -1,4 +1,6 @@
 //! ClusterNetworkPolicy: every field, and failing closed as the type's comments say.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::too_many_lines, reason = "tables of cases")]
 
 mod common;
 

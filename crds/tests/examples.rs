@@ -1,4 +1,5 @@
 //! Every file under examples/ is read whole, without a diagnostic.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use std::{
     fs,

@@ -1,4 +1,6 @@
 //! NetworkPolicy: what the API server's defaults make of it, and the closed meaning of what it would refuse.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::too_many_lines, reason = "tables of cases")]
 
 mod common;
 

@@ -172,7 +172,9 @@ fn node(state: &State, pods: &[&WorkloadKey], limits: Limits) -> Result<Node, Pl
     };
     let ops = Planner::new("simulate", limits).plan(&part, &local)?;
     let (mut maps, mut names) = (MemMaps::default(), Names::default());
-    ops.iter().for_each(|op| names.observe(op));
+    for op in &ops {
+        names.observe(op);
+    }
     maps.apply(&ops).unwrap_or_else(|never: Infallible| match never {});
     Ok(Node { maps, names })
 }

@@ -14,7 +14,7 @@ use super::answer::{Answer, Verdict};
 /// The Services of a cluster.
 #[derive(Default)]
 pub(super) struct Services {
-    services: Vec<Service>,
+    all: Vec<Service>,
     frontends: BTreeMap<IpAddr, usize>,
     slices: BTreeMap<WorkloadKey, Vec<EndpointSlice>>,
     workloads: BTreeMap<String, Vec<Workload>>,
@@ -33,12 +33,9 @@ impl Services {
         for object in objects {
             match object {
                 Object::Service(service) => {
-                    let frontends = service
-                        .addresses
-                        .iter()
-                        .map(|address| (*address, services.services.len()));
+                    let frontends = service.addresses.iter().map(|address| (*address, services.all.len()));
                     services.frontends.extend(frontends);
-                    services.services.push(service.clone());
+                    services.all.push(service.clone());
                 }
                 Object::EndpointSlice(slice) => {
                     let service = WorkloadKey {
@@ -51,7 +48,7 @@ impl Services {
             }
         }
         // Pods are looked up by a Service's selector only, and in its namespace.
-        let namespaces: BTreeSet<&str> = services.services.iter().map(|it| it.key.namespace.as_str()).collect();
+        let namespaces: BTreeSet<&str> = services.all.iter().map(|it| it.key.namespace.as_str()).collect();
         let mut workloads: BTreeMap<String, Vec<Workload>> = BTreeMap::new();
         for object in objects {
             if let Object::Workload(workload) = object
@@ -68,10 +65,10 @@ impl Services {
 
     /// The Service whose frontend has the address.
     pub(super) fn at(&self, address: IpAddr) -> Option<&Service> {
-        self.frontends.get(&address).and_then(|index| self.services.get(*index))
+        self.frontends.get(&address).and_then(|index| self.all.get(*index))
     }
 
-    /// What is behind a port of a frontend: the Service's EndpointSlices where there are any, else the pods it selects. `Err` says why a
+    /// What is behind a port of a frontend: the Service's `EndpointSlice`s where there are any, else the pods it selects. `Err` says why a
     /// connection leads nowhere.
     pub(super) fn backends(
         &self,
@@ -90,7 +87,7 @@ impl Services {
         };
         let backends = match self.slices.get(key) {
             Some(slices) => from_slices(slices, frontend),
-            None => self.from_selector(service, frontend),
+            None => self.selected(service, frontend),
         };
         let backends: Vec<Backend> = backends
             .into_iter()
@@ -105,13 +102,13 @@ impl Services {
         Ok(backends)
     }
 
-    fn from_selector(&self, service: &Service, frontend: &ServicePort) -> BTreeSet<Backend> {
+    fn selected(&self, service: &Service, frontend: &ServicePort) -> BTreeSet<Backend> {
         let Some(selector) = &service.selector else {
             return BTreeSet::new();
         };
         let pods = self.workloads.get(&service.key.namespace).into_iter().flatten();
-        let selected = pods.filter(|pod| selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value)));
-        selected
+        let chosen = pods.filter(|pod| selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value)));
+        chosen
             .filter_map(|pod| Some((pod, target(pod, frontend)?)))
             .flat_map(|(pod, port)| {
                 pod.addresses.iter().map(move |address| Backend {

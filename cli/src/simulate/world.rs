@@ -118,6 +118,19 @@ impl World {
         Answer::of(at(Hook::FromPod, &path.from), at(Hook::ToPod, &path.to))
     }
 
+    /// The way a connection takes that does not go through a Service.
+    ///
+    /// # Errors
+    /// As [`World::ask`]; also when the destination is a Service's address.
+    pub fn path(&self, question: &Question) -> Result<Path, QuestionError> {
+        match self.route(question)? {
+            Route::Direct(path) => Ok(path),
+            Route::Service { service, .. } => {
+                Err(QuestionError::Bad(format!("{service} is a Service: it has many paths")))
+            }
+        }
+    }
+
     /// Where a question leads.
     pub(crate) fn route(&self, question: &Question) -> Result<Route, QuestionError> {
         let from = self.end(&question.from, "from")?;

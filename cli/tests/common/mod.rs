@@ -1,4 +1,5 @@
 //! Runs the `bulkhead` command on manifests in a temporary folder.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 #![allow(dead_code, reason = "each test file uses some of it")]
 
 use std::{
@@ -11,21 +12,21 @@ use std::{
 use serde_json::Value;
 
 /// What a run of the command gave.
-pub struct Ran {
-    pub status: i32,
-    pub out: String,
-    pub err: String,
+pub(crate) struct Ran {
+    pub(crate) status: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl Ran {
     /// Lines of standard output.
-    pub fn lines(&self) -> Vec<&str> {
+    pub(crate) fn lines(&self) -> Vec<&str> {
         self.out.lines().collect()
     }
 }
 
 /// Runs `bulkhead` with something on its standard input.
-pub fn bulkhead(arguments: &[&str], input: &str) -> Ran {
+pub(crate) fn bulkhead(arguments: &[&str], input: &str) -> Ran {
     let mut child = Command::new(env!("CARGO_BIN_EXE_bulkhead"))
         .args(arguments)
         .stdin(Stdio::piped())
@@ -33,7 +34,10 @@ pub fn bulkhead(arguments: &[&str], input: &str) -> Ran {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    // A command that refuses its arguments ends before it reads its input.
+    if let Err(error) = child.stdin.take().unwrap().write_all(input.as_bytes()) {
+        assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+    }
     let output = child.wait_with_output().unwrap();
     Ran {
         status: output.status.code().unwrap(),
@@ -43,7 +47,7 @@ pub fn bulkhead(arguments: &[&str], input: &str) -> Ran {
 }
 
 /// A folder with these files.
-pub fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+pub(crate) fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (name, text) in files {
         let path = folder.path().join(name);
@@ -54,7 +58,7 @@ pub fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
 }
 
 /// Simulates probes `(from, to, port, protocol)`.
-pub fn simulate(manifests: &Path, probes: &[(&str, &str, i64, &str)]) -> Ran {
+pub(crate) fn simulate(manifests: &Path, probes: &[(&str, &str, i64, &str)]) -> Ran {
     let probe = |(from, to, port, protocol): &(&str, &str, i64, &str)| serde_json::json!({"from": from, "to": to, "port": port, "protocol": protocol});
     let probes = Value::Array(probes.iter().map(probe).collect()).to_string();
     let manifests = manifests.to_str().unwrap();
@@ -73,12 +77,12 @@ pub fn simulate(manifests: &Path, probes: &[(&str, &str, i64, &str)]) -> Ran {
 }
 
 /// The repository's examples.
-pub fn examples() -> PathBuf {
+pub(crate) fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples")
 }
 
 /// A pod as YAML.
-pub fn pod(key: &str, labels: &str, addresses: &[&str], more_spec: &str) -> String {
+pub(crate) fn pod(key: &str, labels: &str, addresses: &[&str], more_spec: &str) -> String {
     let (namespace, name) = key.split_once('/').unwrap();
     let ips: Vec<String> = addresses.iter().map(|address| format!("{{ip: '{address}'}}")).collect();
     format!(

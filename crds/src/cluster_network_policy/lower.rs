@@ -17,8 +17,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector as Kubernetes
 use serde_json::{Value, json};
 
 use super::{
-    ClusterNetworkPolicy, ClusterNetworkPolicyEgressRule, ClusterNetworkPolicyIngressRule, ClusterNetworkPolicySubject,
-    NamespacedPod, Tier, rule,
+    ClusterNetworkPolicy, ClusterNetworkPolicyEgressRule, ClusterNetworkPolicyIngressRule, ClusterNetworkPolicySpec,
+    ClusterNetworkPolicySubject, NamespacedPod, Tier, rule,
 };
 use crate::{
     read::{Misfit, Unknown, join, read},
@@ -66,13 +66,60 @@ fn lower_known(policy: &ClusterNetworkPolicy, unknown: &Unknown, report: &mut Re
         );
         return None;
     };
+    let spec = &policy.spec;
+    let Head {
+        tier,
+        priority,
+        subject,
+        restricted,
+    } = head(spec, unknown, report);
+    let ingress = spec.ingress.iter().map(rule::View::from);
+    let ingress = rule::lower(ingress, Direction::Ingress, restricted, unknown, report);
+    let egress = spec.egress.iter().map(rule::View::from);
+    let egress = rule::lower(egress, Direction::Egress, restricted, unknown, report);
+    for (field, length) in [("spec.ingress", spec.ingress.len()), ("spec.egress", spec.egress.len())] {
+        if length > rule::MAX_ITEMS {
+            let message = format!(
+                "has {length} rules and the API server allows {}; make two policies of it",
+                rule::MAX_ITEMS
+            );
+            report.warning(field, message);
+        }
+    }
+    Some(Policy {
+        key: PolicyKey {
+            kind: PolicyKind::ClusterNetworkPolicy,
+            namespace: String::new(),
+            name,
+        },
+        uid: policy.metadata.uid.clone().unwrap_or_default(),
+        generation: policy.metadata.generation.unwrap_or_default(),
+        tier,
+        priority,
+        subject: vec![subject],
+        isolates: std::collections::BTreeSet::new(),
+        mode: Mode::Enforce,
+        ingress,
+        egress,
+    })
+}
+
+/// What a policy says before its rules.
+struct Head {
+    tier: PolicyTier,
+    priority: u32,
+    subject: PodMatch,
+    /// A part of it could not be read, so the policy only denies.
+    restricted: bool,
+}
+
+fn head(spec: &ClusterNetworkPolicySpec, unknown: &Unknown, report: &mut Report<'_>) -> Head {
     for field in unknown.directly_in("spec") {
         report.error(
             field,
             "is no field of a ClusterNetworkPolicy and is left out; check its spelling",
         );
     }
-    let spec = &policy.spec;
     let subject = subject(&spec.subject, unknown, report);
     let mut restricted = !subject.exact;
     let tier = match spec.tier {
@@ -101,35 +148,12 @@ fn lower_known(policy: &ClusterNetworkPolicy, unknown: &Unknown, report: &mut Re
             "cannot be read whole, so the policy only denies: its Accept rules match nothing and its Pass rules deny; correct the fields named above",
         );
     }
-    let ingress = spec.ingress.iter().map(rule::View::from);
-    let ingress = rule::lower(ingress, Direction::Ingress, restricted, unknown, report);
-    let egress = spec.egress.iter().map(rule::View::from);
-    let egress = rule::lower(egress, Direction::Egress, restricted, unknown, report);
-    for (field, length) in [("spec.ingress", spec.ingress.len()), ("spec.egress", spec.egress.len())] {
-        if length > rule::MAX_ITEMS {
-            let message = format!(
-                "has {length} rules and the API server allows {}; make two policies of it",
-                rule::MAX_ITEMS
-            );
-            report.warning(field, message);
-        }
-    }
-    Some(Policy {
-        key: PolicyKey {
-            kind: PolicyKind::ClusterNetworkPolicy,
-            namespace: String::new(),
-            name,
-        },
-        uid: policy.metadata.uid.clone().unwrap_or_default(),
-        generation: policy.metadata.generation.unwrap_or_default(),
+    Head {
         tier,
         priority: u32::try_from(priority).unwrap_or_default(),
-        subject: vec![subject.pods],
-        isolates: std::collections::BTreeSet::new(),
-        mode: Mode::Enforce,
-        ingress,
-        egress,
-    })
+        subject: subject.pods,
+        restricted,
+    }
 }
 
 /// Pods of a selector; not exact when it selects more than it should because a part could not be read.
@@ -200,17 +224,14 @@ pub(super) fn pods_match(pods: &NamespacedPod, path: &str, unknown: &Unknown, re
         unknown,
         report,
     );
-    let own = match &pods.pod_selector {
-        Some(own) => selector::lower(own, &format!("{path}.podSelector"), unknown, report),
-        None => {
-            report.error(
-                format!("{path}.podSelector"),
-                "is missing; write {} for all pods of the namespaces",
-            );
-            selector::Lowered {
-                selector: LabelSelector::default(),
-                exact: false,
-            }
+    let field = format!("{path}.podSelector");
+    let own = if let Some(own) = &pods.pod_selector {
+        selector::lower(own, &field, unknown, report)
+    } else {
+        report.error(field, "is missing; write {} for all pods of the namespaces");
+        selector::Lowered {
+            selector: LabelSelector::default(),
+            exact: false,
         }
     };
     Pods {

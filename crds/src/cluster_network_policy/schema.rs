@@ -1,4 +1,4 @@
-//! The CustomResourceDefinition of ClusterNetworkPolicy, generated from the type.
+//! The custom resource definition of ClusterNetworkPolicy, generated from the type.
 
 use std::borrow::Cow;
 
@@ -77,7 +77,7 @@ impl JsonSchema for DomainName {
     }
 }
 
-/// The CustomResourceDefinition as YAML, with keys in alphabetical order.
+/// The custom resource definition as YAML, with keys in alphabetical order.
 ///
 /// # Errors
 /// When the schema cannot be written as YAML; the types above give none that cannot.

@@ -62,10 +62,10 @@ struct Container {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct ContainerPort {
     name: Option<String>,
-    container_port: Option<i64>,
+    #[serde(rename = "containerPort")]
+    number: Option<i64>,
     protocol: Option<String>,
 }
 
@@ -183,7 +183,7 @@ fn add_ports(container: &Container, path: &str, ports: &mut Vec<NamedPort>, repo
                 .filter(|name| !name.is_empty())
                 .unwrap_or("TCP"),
         );
-        let number = port_number(port.container_port.unwrap_or_default());
+        let number = port_number(port.number.unwrap_or_default());
         let parsed = is_port_name(name)
             .map_err(|problem| ("name", problem))
             .and_then(|()| protocol.map_err(|problem| ("protocol", problem)))

@@ -1,4 +1,4 @@
-//! Services and EndpointSlices: frontends and what is behind them.
+//! Services and endpoint slices: frontends and what is behind them.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{Metadata, addresses, is_port_name, parse_protocol, port_number, read_fact};
 use crate::report::Report;
 
-/// Label of an EndpointSlice that names its Service.
+/// Label of an `EndpointSlice` that names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 #[derive(Deserialize)]
@@ -166,7 +166,7 @@ struct SlicePortText {
     port: Option<i64>,
 }
 
-/// An EndpointSlice; `None` for one of no Service or of names instead of addresses.
+/// An `EndpointSlice`; `None` for one of no Service or of names instead of addresses.
 pub(crate) fn lower_endpoint_slice(value: &Value, report: &mut Report<'_>) -> Option<EndpointSlice> {
     let text: SliceText = read_fact(value, report)?;
     let key = WorkloadKey {

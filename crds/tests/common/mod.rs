@@ -1,18 +1,19 @@
 //! What the tests of lowering share.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 #![allow(dead_code, reason = "each test file uses some of it")]
 
 use bulkhead_crds::{Lowered, Manifests};
 use bulkhead_policy::model::{Match, Object, Peer, Policy, PortMatch, Rule};
 
 /// Lowers a text named `f.yaml`.
-pub fn lower(text: &str) -> Lowered {
+pub(crate) fn lower(text: &str) -> Lowered {
     let mut manifests = Manifests::default();
     manifests.add(text, "f.yaml");
     manifests.finish()
 }
 
 /// The only policy of a text.
-pub fn policy(lowered: &Lowered) -> &Policy {
+pub(crate) fn policy(lowered: &Lowered) -> &Policy {
     let mut policies = lowered.objects.iter().filter_map(|object| match object {
         Object::Policy(policy) => Some(policy),
         _ => None,
@@ -23,12 +24,12 @@ pub fn policy(lowered: &Lowered) -> &Policy {
 }
 
 /// Diagnostics as a person sees them.
-pub fn messages(lowered: &Lowered) -> Vec<String> {
+pub(crate) fn messages(lowered: &Lowered) -> Vec<String> {
     lowered.diagnostics.iter().map(ToString::to_string).collect()
 }
 
 /// A rule in few words.
-pub fn show(rule: &Rule) -> String {
+pub(crate) fn show(rule: &Rule) -> String {
     let peers = match &rule.peers {
         Match::Any => "anyone".to_owned(),
         Match::OneOf(peers) => peers.iter().map(show_peer).collect::<Vec<_>>().join(", "),
@@ -55,7 +56,7 @@ fn show_peer(peer: &Peer) -> String {
 }
 
 /// Namespaces and pods in few words.
-pub fn pod_match(pods: &bulkhead_policy::model::PodMatch) -> String {
+pub(crate) fn pod_match(pods: &bulkhead_policy::model::PodMatch) -> String {
     use bulkhead_policy::model::NamespaceMatch;
     let namespaces = match &pods.namespaces {
         NamespaceMatch::Name(name) => format!("={name}"),
