@@ -50,7 +50,7 @@ const TIERS: [Tier; 5] = [
     Tier {
         name: "e2e",
         what: "real TCP, UDP and ICMP between pods in namespaces, compared with simulate and the oracle; root",
-        select: Select::Named(&["bed", "matrix", "faults"]),
+        select: Select::Named(&["bed", "demo", "matrix", "faults"]),
     },
     Tier {
         name: "restart",
