@@ -1,6 +1,6 @@
 //! `bulkhead-agent`.
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use bulkhead_dataplane::agent::{self, Options};
 use clap::Parser;
@@ -11,6 +11,7 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("BULKHEAD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
     match agent::run(options) {

@@ -6,8 +6,9 @@
 //! the snapshot.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -56,10 +57,14 @@ impl Store {
     /// Makes the folder.
     pub(crate) fn open(folder: &Path) -> Result<Self, StoreError> {
         let path = folder.join(FILE);
-        fs::create_dir_all(folder).map_err(|source| StoreError::Write {
-            path: path.clone(),
-            source,
-        })?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(|source| StoreError::Write {
+                path: path.clone(),
+                source,
+            })?;
         Ok(Self {
             path,
             file: None,
