@@ -156,7 +156,7 @@ impl fmt::Display for Explanation {
                 Tier::Baseline => "baseline tier",
             };
             let none = if policies.is_empty() {
-                ": no policy selects it"
+                ": no policy has a say"
             } else {
                 ""
             };

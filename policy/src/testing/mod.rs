@@ -129,7 +129,7 @@ pub fn workload() -> impl Strategy<Value = Workload> {
         .prop_map(|(namespace, name)| WorkloadKey { namespace, name });
     let place = (
         btree_set(address(&POD_ADDRESSES), 0..3),
-        prop_oneof![19 => Just(Zone(0)), 1 => Just(Zone(1))],
+        prop_oneof![9 => Just(Zone(0)), 1 => Just(Zone(1))],
     );
     (
         key,
@@ -251,6 +251,8 @@ pub struct Draw {
     shadow: bool,
     /// Which guards hold, by their place in [`oracle::guards`].
     guards: u64,
+    /// In the second zone, where some pods are and no node is.
+    elsewhere: bool,
 }
 
 /// Draws a connection.
@@ -262,19 +264,21 @@ pub fn draw() -> impl Strategy<Value = Draw> {
         (protocol, port),
         any::<bool>(),
         any::<u64>(),
+        prop::bool::weighted(0.1),
     )
-        .prop_map(|(ends, traffic, shadow, guards)| Draw {
+        .prop_map(|(ends, traffic, shadow, guards, elsewhere)| Draw {
             ends,
             traffic,
             shadow,
             guards,
+            elsewhere,
         })
 }
 
 impl Draw {
     /// The connection in this cluster.
     pub fn probe(&self, objects: &[Object]) -> Probe {
-        let zone = Zone(0);
+        let zone = Zone(u8::from(self.elsewhere));
         let pods = objects.iter().flat_map(|object| match object {
             Object::Workload(it) if it.zone == zone => it
                 .addresses

@@ -9,6 +9,7 @@
 )]
 
 mod diagnostics;
+mod ladder;
 mod semantics;
 mod shape;
 mod text;
