@@ -1,9 +1,14 @@
 //! The one owner of the compiler: takes batches and announcements in their order, publishes a world after each.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use bulkhead_policy::{
     compiler::Compiler,
+    diagnostic::Diagnostic,
     digest::Digest,
     model::{Event, Object, ObjectKey, Policy, PolicyKey},
     state::State,
@@ -40,6 +45,13 @@ pub(crate) struct Engine {
     facts: Facts,
     policies: BTreeMap<PolicyKey, PolicyEntry>,
     source: Batch,
+    /// What the compiler found when it was asked last, and what the log was told.
+    findings: Vec<Diagnostic>,
+    told: BTreeSet<Diagnostic>,
+    /// Every text could be read at one time. What cannot be read from then on is new, or kept by the source.
+    complete: bool,
+    /// The first world's revision.
+    first: u64,
     worlds: watch::Sender<Arc<World>>,
 }
 
@@ -58,6 +70,10 @@ impl Engine {
             facts: Facts::default(),
             policies: BTreeMap::new(),
             source,
+            findings: Vec::new(),
+            told: BTreeSet::new(),
+            complete: false,
+            first: first_revision(SystemTime::now()),
             worlds,
         };
         (engine, receiver)
@@ -74,12 +90,43 @@ impl Engine {
                     answer,
                 } => {
                     let (events, rejected) = self.facts.announce(&node, endpoints);
-                    self.compile(&events, Instant::now(), Some(&node));
+                    let known = self.worlds.borrow().announced.get(&node).copied();
+                    if !events.is_empty() || known != Some(self.facts.announced_by(&node)) {
+                        self.compile(&events, Instant::now(), Some(&node));
+                    }
                     // A node that left meanwhile does not want the answer.
                     drop(answer.send(rejected));
                 }
             }
+            // Findings walk every policy, so they follow when there is time; nodes do not wait for them.
+            if inputs.is_empty() {
+                self.find();
+            }
         }
+    }
+
+    /// Publishes what is wrong with what is there now.
+    fn find(&mut self) {
+        self.findings = self.compiler.diagnostics();
+        let old = Arc::clone(&self.worlds.borrow());
+        let diagnostics = self.diagnostics();
+        for found in diagnostics.iter().filter(|found| !self.told.contains(*found)) {
+            tracing::warn!("{found}");
+        }
+        self.told = diagnostics.iter().cloned().collect();
+        if diagnostics != *old.diagnostics {
+            let mut world = World::clone(&old);
+            world.diagnostics = Arc::new(diagnostics);
+            self.worlds.send_replace(Arc::new(world));
+        }
+    }
+
+    /// The source's findings as of now, the compiler's as of the last time it was asked.
+    fn diagnostics(&self) -> Vec<Diagnostic> {
+        let mut all: Vec<Diagnostic> = self.source.diagnostics.iter().chain(&self.findings).cloned().collect();
+        all.sort();
+        all.dedup();
+        all
     }
 
     fn batch(&mut self, mut batch: Batch) {
@@ -94,7 +141,11 @@ impl Engine {
         let begin = Instant::now();
         let old = Arc::clone(&self.worlds.borrow());
         let changes = self.compiler.apply(events);
-        let revision = old.revision + 1;
+        let revision = if old.revision == 0 {
+            self.first
+        } else {
+            old.revision + 1
+        };
         let policies_changed = self.take_policies(events, revision, seen);
         let mut world = old.next(self.compiler.state(), &changes.delta);
         if !changes.delta.is_empty() || policies_changed || (old.revision == 0 && announcer.is_none()) {
@@ -103,21 +154,16 @@ impl Engine {
         if policies_changed {
             world.policies = Arc::new(self.policies.clone());
         }
-        let mut diagnostics = self.source.diagnostics.clone();
-        diagnostics.extend(changes.diagnostics.iter().cloned());
-        diagnostics.sort();
-        diagnostics.dedup();
         if let Some(node) = announcer {
             world.announced.insert(node.to_owned(), self.facts.announced_by(node));
         }
-        for found in diagnostics
-            .iter()
-            .filter(|found| old.diagnostics.binary_search(found).is_err())
-        {
-            tracing::warn!("{found}");
-        }
-        world.diagnostics = Arc::new(diagnostics);
-        world.unknown = Arc::new(self.source.unknown.clone());
+        world.diagnostics = Arc::new(self.diagnostics());
+        self.complete |= self.source.unknown.is_empty() && world.revision != 0;
+        world.unknown = Arc::new(if self.complete {
+            Vec::new()
+        } else {
+            self.source.unknown.clone()
+        });
         world.sizes = self.sizes();
         if world.revision != old.revision {
             tracing::info!(
@@ -199,6 +245,15 @@ impl Engine {
         self.facts.sizes(&mut sizes);
         sizes
     }
+}
+
+/// Milliseconds since 2026: no process makes a thousand revisions a second, so the next one begins above all of this one's.
+fn first_revision(now: SystemTime) -> u64 {
+    const YEAR_2026: Duration = Duration::from_secs(1_767_225_600);
+    let since = now
+        .duration_since(SystemTime::UNIX_EPOCH + YEAR_2026)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX / 2).max(1)
 }
 
 /// Names a version of a policy. The debug form has every field in a fixed order, and versions live no longer than the process.

@@ -30,7 +30,10 @@ pub(crate) struct NodeRecord {
     pub(crate) wanted: u64,
     pub(crate) last_ack: Option<SystemTime>,
     pub(crate) ack_latency: Duration,
+    /// What the node says is wrong.
     pub(crate) error: String,
+    /// Why the node is not sent what it should have.
+    pub(crate) held_back: String,
     /// As of the last ack.
     pub(crate) enforced: u32,
     pub(crate) updates: u64,
@@ -119,6 +122,7 @@ impl Registry {
         agent_version.clone_into(&mut record.agent_version);
         layout.clone_into(&mut record.layout);
         record.error.clear();
+        record.held_back.clear();
         // Until the node says otherwise it holds nothing we know of.
         record.held.clear();
         (record.updates, record.snapshots) = (0, 0);

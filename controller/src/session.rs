@@ -176,6 +176,7 @@ impl Session {
                 );
                 self.seat.update(|record| {
                     record.wanted = revision.revision;
+                    record.held_back.clear();
                     record.updates += 1;
                     record.snapshots += u64::from(revision.snapshot);
                     record.remember(&part);
@@ -193,7 +194,7 @@ impl Session {
                 tracing::error!(node = self.seat.node(), %error, "the node keeps what it has");
                 self.seat.update(|record| {
                     record.wanted = revision.revision;
-                    record.error = error.to_string();
+                    record.held_back = error.to_string();
                 });
             }
         }
@@ -207,11 +208,11 @@ impl Session {
                 "not sent: {} could not be read since the controller started; the node keeps what it has; correct or remove it",
                 world.unknown.join(", ")
             );
-            self.seat.update(|record| record.error = error);
+            self.seat.update(|record| record.held_back = error);
         } else if self.keeps_state {
             // From here on the controller knows what was in force.
             self.keeps_state = false;
-            self.seat.update(|record| record.error.clear());
+            self.seat.update(|record| record.held_back.clear());
         }
         waits
     }
@@ -240,7 +241,10 @@ impl Session {
 
     async fn take(&mut self, message: v1::NodeMessage) -> Result<(), Status> {
         match message.message {
-            Some(node_message::Message::Ack(ack)) => self.acknowledged(&ack),
+            Some(node_message::Message::Ack(ack)) => {
+                self.acknowledged(&ack);
+                Ok(())
+            }
             Some(node_message::Message::Announcement(announcement)) => self.announced(announcement).await,
             Some(node_message::Message::Hello(_)) => Err(Status::invalid_argument("a second Hello on one stream")),
             None => Err(Status::invalid_argument(
@@ -249,34 +253,31 @@ impl Session {
         }
     }
 
-    fn acknowledged(&mut self, ack: &v1::Ack) -> Result<(), Status> {
-        let Some(in_flight) = self.in_flight.take() else {
-            return Err(Status::invalid_argument(format!(
-                "an Ack of revision {}, but nothing was sent",
-                ack.revision
-            )));
-        };
-        if ack.revision != in_flight.revision {
-            let (got, sent) = (ack.revision, in_flight.revision);
-            return Err(Status::invalid_argument(format!(
-                "an Ack of revision {got}, but {sent} was sent"
-            )));
-        }
+    /// An Ack of what was sent last answers it; any other one is news of what the node holds already (a device came or went).
+    fn acknowledged(&mut self, ack: &v1::Ack) {
         let enforced = ack.endpoints.iter().filter(|endpoint| endpoint.enforced).count();
-        if ack.error.is_empty() {
+        let enforced = u32::try_from(enforced).unwrap_or(u32::MAX);
+        let error: String = ack.error.chars().take(ERROR_CHARACTERS).collect();
+        let Some(in_flight) = self.in_flight.take_if(|in_flight| in_flight.revision == ack.revision) else {
+            self.seat.update(|record| {
+                record.enforced = enforced;
+                record.error = error;
+            });
+            return;
+        };
+        if error.is_empty() {
             self.refusals = 0;
             self.seat.update(|record| {
                 record.hold(ack.revision);
                 record.remember(&in_flight.part);
                 record.last_ack = Some(SystemTime::now());
                 record.ack_latency = in_flight.sent.elapsed();
-                record.enforced = u32::try_from(enforced).unwrap_or(u32::MAX);
+                record.enforced = enforced;
                 record.error.clear();
             });
             self.base = Some(in_flight.part);
             self.consider();
         } else {
-            let error: String = ack.error.chars().take(ERROR_CHARACTERS).collect();
             tracing::error!(
                 node = self.seat.node(),
                 revision = ack.revision,
@@ -291,7 +292,6 @@ impl Session {
             self.refusals = self.refusals.saturating_add(1);
             self.retry_at = Some(Instant::now() + wait);
         }
-        Ok(())
     }
 
     async fn announced(&mut self, announcement: v1::Announcement) -> Result<(), Status> {

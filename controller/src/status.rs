@@ -104,7 +104,11 @@ fn node(name: &str, record: &NodeRecord, world: &World) -> v1::NodeStatus {
         revision_held: record.held(),
         last_ack: record.last_ack.map(Into::into),
         ack_latency_ms: milliseconds(record.ack_latency),
-        error: record.error.clone(),
+        error: [&record.held_back, &record.error]
+            .into_iter()
+            .find(|text| !text.is_empty())
+            .cloned()
+            .unwrap_or_default(),
         endpoints: count(Part::of(world, name).endpoints()),
         endpoints_enforced: record.enforced,
         endpoints_announced: count(world.announced.get(name).copied().unwrap_or_default()),

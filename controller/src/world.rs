@@ -39,7 +39,8 @@ struct Step {
     delta: Delta,
 }
 
-/// One revision. Revision 0 is "the source has said nothing yet", and no node is told of it.
+/// One revision. Revisions rise from one process to the next too, as long as the clock does, so that what a node says of an
+/// old one is never taken for an answer to a new one. Revision 0 is "the source has said nothing yet", and no node is told of it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct World {
     pub(crate) revision: u64,

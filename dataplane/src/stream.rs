@@ -33,6 +33,8 @@ use crate::{
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// Longest pause: a controller that comes back finds its nodes within this time.
 const RETRY_MAX: Duration = Duration::from_secs(1);
+/// How long the controller may take to close its end when we leave.
+const FAREWELL: Duration = Duration::from_millis(500);
 /// Messages on their way to the controller.
 const OUTBOX: usize = 64;
 
@@ -134,7 +136,14 @@ impl Stream {
             connected: true,
             error: String::new(),
         });
-        self.serve(&mut inbox, &outbox).await
+        let served = self.serve(&mut inbox, &outbox).await;
+        // Letting go of the stream at once would reset it, and with it what was said last, which is why we leave.
+        drop(outbox);
+        let farewell = async { while let Ok(Some(_)) = inbox.message().await {} };
+        if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
+            tracing::debug!(controller = %self.address, "the controller did not close its end of the stream");
+        }
+        served
     }
 
     fn hello(&self) -> Hello {

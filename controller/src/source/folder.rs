@@ -58,6 +58,7 @@ pub(super) struct Folder {
     unknown: Vec<String>,
     /// False until the folder itself could be read once.
     read_once: bool,
+    complained: bool,
 }
 
 #[derive(Default)]
@@ -79,6 +80,7 @@ impl Folder {
             diagnostics: Vec::new(),
             unknown: Vec::new(),
             read_once: false,
+            complained: false,
         }
     }
 
@@ -90,10 +92,12 @@ impl Folder {
             Ok(()) => {}
             Err(error) if self.read_once => listing.fail("", &self.path, &error),
             Err(error) => {
-                tracing::error!(
-                    folder = %self.path.display(), %error,
-                    "the folder of manifests cannot be read; nothing is sent to any node until it can"
-                );
+                if !std::mem::replace(&mut self.complained, true) {
+                    tracing::error!(
+                        folder = %self.path.display(), %error,
+                        "the folder of manifests cannot be read; nothing is sent to any node until it can"
+                    );
+                }
                 return None;
             }
         }

@@ -1,6 +1,6 @@
 //! What the node holds, in the words of the stream and of `GetEndpoints`.
 
-use std::sync::PoisonError;
+use std::{net::IpAddr, sync::PoisonError};
 
 use bulkhead_policy::{
     digest::Digest,
@@ -73,7 +73,13 @@ impl Sync {
             pod_uid: endpoints
                 .get(key)
                 .map_or_else(String::new, |endpoint| endpoint.uid.clone()),
-            addresses: device.addresses.iter().map(|ip| address_to_bytes(*ip)).collect(),
+            // Link-local ones mean something on the device only; no pod declares them.
+            addresses: device
+                .addresses
+                .iter()
+                .filter(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()))
+                .map(|ip| address_to_bytes(*ip))
+                .collect(),
             device: device.name.clone(),
             ifindex: device.ifindex,
             image_digests: Vec::new(),
