@@ -249,7 +249,7 @@ impl Engine {
 
 /// Milliseconds since 2026: no process makes a thousand revisions a second, so the next one begins above all of this one's.
 fn first_revision(now: SystemTime) -> u64 {
-    const YEAR_2026: Duration = Duration::from_secs(1_767_225_600);
+    const YEAR_2026: Duration = Duration::from_hours(490_896);
     let since = now
         .duration_since(SystemTime::UNIX_EPOCH + YEAR_2026)
         .unwrap_or_default();
