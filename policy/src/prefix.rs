@@ -137,9 +137,9 @@ mod tests {
 
     fn map(prefixes: &[&str]) -> PrefixMap<String> {
         let mut map = PrefixMap::default();
-        prefixes
-            .iter()
-            .for_each(|text| map.insert(net(text), (*text).to_owned()));
+        for text in prefixes {
+            map.insert(net(text), (*text).to_owned());
+        }
         map
     }
 

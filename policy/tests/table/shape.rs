@@ -194,9 +194,8 @@ fn replicas_share_rulesets_and_a_different_named_port_makes_another() {
 
 #[test]
 fn a_list_longer_than_the_kernel_follows_ends_in_a_denial_and_is_reported() {
-    let rules: String = (0..20)
-        .map(|number| format!("  ingress allow any if(until{number})\n"))
-        .collect();
+    let rule = |number| format!("  ingress allow any if(until{number})");
+    let rules = (0..20).map(rule).collect::<Vec<_>>().join("\n");
     let text = format!("pod a/one 10.0.0.1\nnp a/p * isolates(ingress)\n{rules}");
     let mut compiler = Compiler::default();
     let events: Vec<Event> = objects(&text).into_iter().map(Event::Upsert).collect();
