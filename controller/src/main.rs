@@ -1,5 +1,7 @@
 //! `bulkhead-controller`: reads its configuration, sets up the log, serves until SIGTERM or SIGINT.
 
+use std::io::{IsTerminal as _, stderr};
+
 use anyhow::Context as _;
 use bulkhead_controller::{
     config::{Config, LogFormat},
@@ -20,7 +22,8 @@ async fn main() -> anyhow::Result<()> {
     })?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_ansi(stderr().is_terminal())
+        .with_writer(stderr);
     match config.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),

@@ -1,6 +1,8 @@
 //! The vectors of `verdict` in the kernel: the object the agent embeds, judged packets through `BPF_PROG_TEST_RUN`,
 //! compared with the host packet by packet.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
 mod support;
 
 use bulkhead_verdict::{
