@@ -278,7 +278,7 @@ impl Machine {
         verdict
     }
 
-    /// Packets that the records of BK_DENY count.
+    /// Packets that the records of `BK_DENY` count.
     pub(crate) fn counted_denials(&mut self) -> u64 {
         let map = hash!(self, "BK_DENY", DenyKey, DenyEntry);
         map.iter()
@@ -287,7 +287,7 @@ impl Machine {
     }
 }
 
-/// CLOCK_BOOTTIME, nanoseconds.
+/// `CLOCK_BOOTTIME`, nanoseconds.
 #[expect(unsafe_code, reason = "reading a clock")]
 fn boot_time() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
