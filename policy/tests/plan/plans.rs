@@ -320,6 +320,46 @@ fn a_policy_change_flips_its_endpoints_and_no_other() {
     assert_eq!(planner.usage().rules_idle, 1);
 }
 
+/// The compiler never does this; a compiler of another version may.
+#[test]
+fn a_ruleset_that_changes_its_meaning_gets_a_new_number() {
+    let (mut planner, dump, _, local) = planned();
+    let (name, bound) = (digest("ruleset", 1), peer(7));
+    let number = |dump: &MapDump| dump.configs.iter().map(|config| config.ingress).max();
+    let before = number(&dump);
+    let entry = ResourceName::RulesetEntry(name, bound);
+    let changed = Resource::RulesetEntry(name, bound, ports(rule("deny", 1), Decision::Deny));
+    let changes = [
+        Delta {
+            upserts: Vec::new(),
+            removes: vec![entry],
+        },
+        upsert([Resource::RulesetEntry(
+            name,
+            bound,
+            ports(rule("allow", 2), Decision::Allow),
+        )]),
+        upsert([changed]),
+    ];
+    let mut dump = dump;
+    for change in changes {
+        let ops = planner.plan_delta(&change, &local).unwrap();
+        assert_eq!(
+            ops.iter().filter(|op| matches!(op, MapOp::Endpoint(..))).count(),
+            2,
+            "{ops:?}"
+        );
+        dump.apply(&ops).unwrap();
+    }
+    assert!(number(&dump) > before);
+    let head = Resource::Ruleset(name, Direction::Ingress, vec!["NetworkPolicy/ns/renamed".into()]);
+    assert_eq!(
+        counts(&planner.plan_delta(&upsert([head]), &local).unwrap()),
+        "Intern 1",
+        "a text is not a meaning"
+    );
+}
+
 #[test]
 fn idle_rules_are_forgotten_oldest_first_and_the_highest_number_never() {
     let (state, local) = node();
