@@ -45,7 +45,11 @@ fn config() -> ProptestConfig {
     } else {
         96
     };
-    ProptestConfig { cases, ..usual }
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..usual
+    }
 }
 
 proptest! {
