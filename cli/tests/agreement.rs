@@ -6,7 +6,7 @@ use bulkhead_cli::simulate::{Name, Question, Verdict, World};
 use bulkhead_crds::Lowered;
 use bulkhead_policy::{
     compiler::Compiler,
-    model::{Mode, Object, Policy, Protocol},
+    model::{Mode, Object, Policy, Protocol, Zone},
     oracle::oracle,
     probe::{End, Probe},
     state::Decision,
@@ -28,7 +28,7 @@ fn as_manifests_say(object: Object) -> Object {
         Object::Policy(policy) => Object::Policy(plain(policy)),
         // Manifests know one network.
         Object::Workload(mut workload) => {
-            workload.zone = bulkhead_policy::model::Zone::default();
+            workload.zone = Zone::default();
             Object::Workload(workload)
         }
         other => other,
@@ -75,6 +75,8 @@ fn asked(world: &World, question: &Question, probe: &Probe) -> Option<Probe> {
     Some(Probe {
         from,
         to,
+        // Manifests know one network.
+        zone: Zone::default(),
         mode: Mode::Enforce,
         ..probe.clone()
     })

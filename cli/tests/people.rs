@@ -186,7 +186,7 @@ fn explain_shows_the_ladder_and_agrees_with_the_verdict() {
         "egress of shop/client: denied by NetworkPolicy/shop/client egress default-deny",
         "ClusterNetworkPolicy/no-cloud-metadata",
         "ingress of shop/db: denied by NetworkPolicy/shop/closed ingress default-deny",
-        "baseline tier: no policy selects it",
+        "baseline tier: no policy has a say",
     ] {
         assert!(ran.out.contains(expected), "{expected:?}: {}", ran.out);
     }
