@@ -5,15 +5,15 @@ mod recipe;
 use std::{
     env,
     error::Error,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .ok_or("the crate has no parent folder")?;
+    // Asked at run time, and inputs named relative to it: checkouts that share a target directory share this binary.
+    let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("run by cargo only")?);
+    let root = manifest.parent().ok_or("the crate has no parent folder")?;
     for input in recipe::INPUTS {
-        println!("cargo:rerun-if-changed={}", root.join(input).display());
+        println!("cargo:rerun-if-changed=../{input}");
     }
     for variable in recipe::VARIABLES {
         println!("cargo:rerun-if-env-changed={variable}");

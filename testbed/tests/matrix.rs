@@ -85,7 +85,7 @@ fn what_happens_is_what_simulate_and_the_oracle_say() {
 
 /// The empty policy, and every example.
 fn examples() -> Vec<(String, String)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let folder = Path::new("../examples");
     let mut files: Vec<_> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())

@@ -7,9 +7,10 @@ use anyhow::{Context, Result};
 /// The version of bpf-linker that links the kernel programs. It must know the LLVM of the compiler (see `setup`).
 pub(crate) const BPF_LINKER_VERSION: &str = "0.13.0";
 
-/// The checkout.
+/// The checkout. Asked from cargo at run time: two checkouts may share a target directory, and so this very binary.
 pub(crate) fn root() -> PathBuf {
-    let mut path = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let manifest = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let mut path = PathBuf::from(manifest);
     path.pop();
     path
 }
