@@ -2,11 +2,7 @@
 
 mod recipe;
 
-use std::{
-    env,
-    error::Error,
-    path::PathBuf,
-};
+use std::{env, error::Error, path::PathBuf};
 
 fn main() -> Result<(), Box<dyn Error>> {
     // Asked at run time, and inputs named relative to it: checkouts that share a target directory share this binary.

@@ -90,9 +90,9 @@ fn what_the_verifier_walks_is_known() {
             .iter()
             .map(|(program, count)| format!("{program} {count}\n"))
             .collect();
-        fs::write(&path, lines.concat()).unwrap();
+        fs::write(path, lines.concat()).unwrap();
     }
-    let golden = fs::read_to_string(&path).unwrap();
+    let golden = fs::read_to_string(path).unwrap();
     for (program, count) in found {
         let line = golden
             .lines()
