@@ -49,6 +49,10 @@ fn command(arguments: &[String]) -> Result<ExitCode> {
         println!("{USAGE}");
         return Ok(ExitCode::FAILURE);
     };
+    if rest.iter().any(|argument| argument == "--help" || argument == "-h") {
+        println!("{USAGE}");
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut rest = Arguments(rest.to_vec());
     match name.as_str() {
         "setup" => rest.done().and_then(|()| setup::setup()),
