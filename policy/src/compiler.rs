@@ -10,6 +10,7 @@ use crate::{
     atom::Atom,
     check,
     diagnostic::Diagnostic,
+    frontends::Frontends,
     identity::{Bearer, Identities, IdentityId, describe},
     index::{Claimant, Dirty, Index, Place, WorkloadId},
     model::{Direction, Event, Labels, NamedPort, Object, ObjectKey, Policy, PolicyKey, Workload, WorkloadKey, Zone},
@@ -34,7 +35,7 @@ pub struct Changes {
 /// Objects in, compiled state out.
 ///
 /// The state depends on the objects that are there, not on the events by which they came: any history that ends with the
-/// same objects gives the same state, byte for byte. Services and endpoint slices are not compiled yet.
+/// same objects gives the same state, byte for byte.
 #[derive(Debug, Default)]
 pub struct Compiler {
     pub(crate) index: Index,
@@ -45,6 +46,7 @@ pub struct Compiler {
     identities: Identities,
     networks: Networks,
     rulesets: Rulesets,
+    frontends: Frontends,
     bound: BTreeMap<Place, IdentityId>,
     network_identities: BTreeMap<(Zone, ipnetwork::IpNetwork), IdentityId>,
     endpoints: BTreeMap<WorkloadKey, EndpointParts>,
@@ -80,6 +82,7 @@ impl Compiler {
             && self.questions.is_empty()
             && self.identities.is_empty()
             && self.rulesets.is_empty()
+            && self.frontends.is_empty()
             && self.bound.is_empty()
             && self.network_identities.is_empty()
             && self.endpoints.is_empty()
@@ -109,7 +112,10 @@ impl Compiler {
             .policies
             .iter()
             .map(|policy| ObjectKey::Policy(policy.policy.key.clone()));
+        let services = self.frontends.services().cloned().map(ObjectKey::Service);
+        let slices = self.frontends.slices().cloned().map(ObjectKey::EndpointSlice);
         let known = namespaces.chain(workloads).chain(nodes).chain(policies);
+        let known = known.chain(services).chain(slices);
         let absent: Vec<ObjectKey> = known.filter(|key| !present.contains(key)).collect();
         for key in &absent {
             self.delete(key);
@@ -127,7 +133,8 @@ impl Compiler {
             }
             Object::Node(node) => self.set_node(&node.name, Some(Arc::new(node.clone()))),
             Object::Policy(policy) => self.set_policy(&policy.key, Some(policy)),
-            Object::Service(_) | Object::EndpointSlice(_) => {}
+            Object::Service(service) => self.frontends.set_service(&service.key, Some(service)),
+            Object::EndpointSlice(slice) => self.frontends.set_slice(&slice.key, Some(slice)),
         }
     }
 
@@ -137,7 +144,8 @@ impl Compiler {
             ObjectKey::Workload(key) => drop(self.index.set_workload(key, None)),
             ObjectKey::Node(name) => self.set_node(name, None),
             ObjectKey::Policy(key) => self.set_policy(key, None),
-            ObjectKey::Service(_) | ObjectKey::EndpointSlice(_) => {}
+            ObjectKey::Service(key) => self.frontends.set_service(key, None),
+            ObjectKey::EndpointSlice(key) => self.frontends.set_slice(key, None),
         }
     }
 
@@ -200,6 +208,10 @@ impl Compiler {
         }
         dirty.places.iter().for_each(|place| self.bind(*place));
         self.settle_networks();
+        dirty.places.iter().for_each(|place| self.frontends.rebound(*place));
+        let index = &self.index;
+        let claimed = |place: Place| index.claimants(place).next().is_some();
+        let turnover = self.frontends.bind(claimed, &mut self.output);
         self.settle_endpoints(&dirty);
 
         let identities = self.identities.settle();
@@ -210,6 +222,7 @@ impl Compiler {
             }
         }
         let cut = self.rulesets.settle(&self.identities, &identities, &mut self.output);
+        self.frontends.write(&turnover, &mut self.output);
         for id in identities.died {
             if let Some(digest) = self.identities.digest(id) {
                 self.output.set_identity(digest, None);
@@ -332,7 +345,9 @@ impl Compiler {
 
     fn settle_networks(&mut self) {
         let zones = self.index.zones().chain([Zone::default()]).collect();
-        for key in self.networks.settle(zones) {
+        let changed = self.networks.settle(zones);
+        let any = !changed.is_empty();
+        for key in changed {
             let (network, identity) = self.network(key);
             self.output.set_network(key, network);
             let old = match identity {
@@ -342,6 +357,9 @@ impl Compiler {
             if let Some(old) = old {
                 self.identities.shed(old);
             }
+        }
+        if any {
+            self.frontends.networks_changed(self.output.state());
         }
     }
 

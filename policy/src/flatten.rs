@@ -186,18 +186,20 @@ fn union_of_allows(hits: &[Hit<'_>], default_deny: &RuleName) -> Vec<Alternative
 /// What is certain when either list may be the one that decides: allowed only if both allow, whatever their guards say.
 /// Guards of two lists cannot be combined, so an allow that depends on one does not count.
 fn both(first: &[Alternative], second: &[Alternative]) -> Alternative {
-    let worst = |list: &[Alternative]| {
-        let deny = list.iter().find(|alternative| alternative.decision == Decision::Deny);
-        deny.or(list.last())
-            .map(|alternative| terminal(alternative.decision, alternative.rule.clone()))
-    };
-    match (worst(first), worst(second)) {
+    match (certain(first), certain(second)) {
         (Some(first), _) if first.decision == Decision::Deny => first,
         (_, Some(second)) if second.decision == Decision::Deny => second,
         (Some(first), Some(_)) => first,
         // Lists are never empty; were one, nothing would be known to allow.
         _ => terminal(Decision::Deny, default_allow()),
     }
+}
+
+/// What a list decides at worst, whatever guards hold; `None` of an empty one.
+pub(crate) fn certain(list: &[Alternative]) -> Option<Alternative> {
+    let deny = list.iter().find(|alternative| alternative.decision == Decision::Deny);
+    deny.or(list.last())
+        .map(|alternative| terminal(alternative.decision, alternative.rule.clone()))
 }
 
 fn terminal(decision: Decision, rule: RuleName) -> Alternative {
