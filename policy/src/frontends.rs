@@ -174,7 +174,9 @@ impl Frontends {
             .flat_map(BTreeMap::keys)
             .cloned()
             .collect();
-        services.iter().for_each(|service| self.touch(service));
+        for service in &services {
+            self.touch(service);
+        }
     }
 
     /// Notes that who the addresses without a binding are may have changed.
@@ -182,7 +184,9 @@ impl Frontends {
         let unbound = |address: &IpAddr| bound_elsewhere(state, *address).is_none();
         let concerned = self.behind.iter().filter(|(address, _)| unbound(address));
         let services: BTreeSet<WorkloadKey> = concerned.flat_map(|(_, services)| services.keys().cloned()).collect();
-        services.iter().for_each(|service| self.touch(service));
+        for service in &services {
+            self.touch(service);
+        }
     }
 
     /// Binds the frontends that changed. `claimed` tells an address that is a pod's or a node's, which it then stays.

@@ -1,5 +1,7 @@
 //! Connections to a Service's frontend: judged by what is behind it, whatever the cluster.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -20,15 +22,15 @@ use bulkhead_policy::{
 use proptest::prelude::*;
 
 /// A port of a frontend, and the backends of its family.
-struct Port {
+struct Frontend {
     address: IpAddr,
     protocol: u8,
-    port: u16,
+    number: u16,
     backends: Vec<(IpAddr, u16)>,
 }
 
 /// The frontends nobody else claims, straight from the objects.
-fn frontends(objects: &[Object], state: &State) -> Vec<Port> {
+fn frontends(objects: &[Object], state: &State) -> Vec<Frontend> {
     let mut ports = BTreeMap::new();
     for object in objects {
         let Object::Service(service) = object else { continue };
@@ -66,10 +68,10 @@ fn frontends(objects: &[Object], state: &State) -> Vec<Port> {
             all.extend(backends);
         }
     }
-    let port = |((address, protocol, port), backends)| Port {
+    let port = |((address, protocol, port), backends)| Frontend {
         address,
         protocol,
-        port,
+        number: port,
         backends,
     };
     ports.into_iter().map(port).collect()
@@ -103,7 +105,7 @@ proptest! {
         for (key, endpoint) in state.endpoints.iter().filter(|(_, endpoint)| endpoint.zone == Zone::default()) {
             let Some(own) = endpoint.addresses.first() else { continue };
             let from = End::workload(key.clone(), *own);
-            for Port { address, protocol, port, backends } in frontends(&objects, state) {
+            for Frontend { address, protocol, number: port, backends } in frontends(&objects, state) {
                 for mode in [Mode::Enforce, Mode::Shadow] {
                     let (decision, rule) = verdict(state, &from, address, (protocol, port), mode).expect("a decision");
                     // A pod that is its own backend needs no rule to reach itself, which the frontend's hook cannot know.
