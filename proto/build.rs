@@ -2,7 +2,7 @@
 
 use std::{env, io, path::PathBuf, process::Command};
 
-const FILES: [&str; 5] = ["resource", "node", "flow", "agent", "controller"];
+const FILES: [&str; 6] = ["resource", "node", "bootstrap", "flow", "agent", "controller"];
 
 fn main() -> io::Result<()> {
     let protoc = env::var_os("PROTOC").map_or_else(|| PathBuf::from("protoc"), PathBuf::from);

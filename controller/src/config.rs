@@ -19,6 +19,9 @@ pub struct Config {
         default_value = "unix:/run/bulkhead/controller.sock"
     )]
     pub listen: Listen,
+    /// TCP with mutual TLS.
+    #[command(flatten)]
+    pub tls: crate::tls::options::Options,
     /// Form of the log on standard error.
     #[arg(long, value_enum, env = "BULKHEAD_LOG_FORMAT", default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,

@@ -20,4 +20,5 @@ mod session;
 mod socket;
 pub mod source;
 mod status;
+pub mod tls;
 mod world;

@@ -24,6 +24,7 @@ use crate::{
     socket::Socket,
     source::{Batch, files::Files},
     status::{self, About},
+    tls,
 };
 
 /// Inputs waiting for the engine; who has more waits.
@@ -55,14 +56,26 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         worlds,
         stop: stopped.clone(),
         about: Arc::new(about),
+        trust_domain: config.tls.listen_tls.map(|_| config.tls.trust_domain.clone()),
+    };
+    let client: Option<kube::Client> = None;
+    let cluster = client.as_ref().map(|client| (client, "bulkhead-system"));
+    let nodes = async {
+        if config.tls.listen_tls.is_none() {
+            return std::future::pending().await;
+        }
+        let authority = tls::serve::authority(&config.tls, cluster)
+            .await
+            .context("certificate authority")?;
+        tls::serve::serve(&config.tls, authority, client.clone(), service.clone(), stopped.clone()).await
     };
     let node_service = NodeServiceServer::new(service.clone())
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let server = Server::builder()
         .add_service(node_service)
-        .add_service(ControllerServiceServer::new(service))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), until(stopped));
+        .add_service(ControllerServiceServer::new(service.clone()))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), until(stopped.clone()));
     tokio::pin!(server);
     tracing::info!(socket = %path.display(), manifests = %config.manifests.display(), "serving");
 
@@ -77,6 +90,10 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         served = &mut server => {
             served.context("serving the socket")?;
             bail!("the server ended by itself");
+        }
+        served = nodes => {
+            served?;
+            bail!("the TLS server ended by itself");
         }
         _ = source_ended => bail!("the watch of {} ended; no change would be seen any more", config.manifests.display()),
         _ = engine_ended => bail!("the compiler ended; no change would be compiled any more"),

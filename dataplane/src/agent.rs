@@ -33,6 +33,7 @@ use crate::{
     store::Store,
     stream::{Address, Connection, Stream},
     sync::{self, Holding, Input, Sync},
+    tls::{self, Tls},
 };
 
 /// Things the sync thread has not taken yet: one revision, one notice, and the questions of status readers.
@@ -45,13 +46,15 @@ pub struct Options {
     /// Name of this node, as the controller knows it
     #[arg(long, env = "BULKHEAD_NODE")]
     node: String,
-    /// Where the controller listens: <unix:/ABSOLUTE/PATH>
+    /// Where the controller listens: <unix:/ABSOLUTE/PATH> or <https://HOST:PORT>
     #[arg(
         long,
         env = "BULKHEAD_CONTROLLER",
         default_value = "unix:/run/bulkhead/controller.sock"
     )]
     controller: Address,
+    #[command(flatten)]
+    tls: tls::Options,
     /// Socket to serve flows, status and endpoints on (made with mode 0600)
     #[arg(long, env = "BULKHEAD_SOCKET", default_value = "/run/bulkhead/agent.sock")]
     socket: PathBuf,
@@ -184,6 +187,7 @@ impl Parts {
         let mut terminate = signal(SignalKind::terminate()).context("waiting for signals")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("waiting for signals")?;
         let stream = Stream {
+            tls: Tls::new(&options.node, &options.tls, &options.state_dir),
             node: options.node,
             address: options.controller,
             sync: self.sync.clone(),

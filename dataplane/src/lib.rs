@@ -17,6 +17,7 @@ mod server;
 mod store;
 mod stream;
 mod sync;
+mod tls;
 
 /// An error with its causes in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

@@ -8,6 +8,7 @@
 pub mod convert;
 pub mod filter;
 pub mod reason;
+pub mod spiffe;
 pub mod state_digest;
 pub mod update;
 
