@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     engine::Input,
+    metrics::Metrics,
     registry::Registry,
     session::Session,
     status,
@@ -38,6 +39,7 @@ pub(crate) struct Service {
     pub(crate) worlds: watch::Receiver<Arc<World>>,
     pub(crate) stop: watch::Receiver<bool>,
     pub(crate) about: Arc<status::About>,
+    pub(crate) metrics: Metrics,
     /// Whose certificates are believed; `None` where nobody comes over TLS.
     pub(crate) trust_domain: Option<TrustDomain>,
 }
@@ -112,7 +114,7 @@ impl NodeService for Service {
             "node connected"
         );
         let (outbound, stream) = mpsc::channel(OUTBOUND);
-        let mut session = Session::new(seat, &hello, self.engine.clone(), self.worlds.clone(), outbound);
+        let mut session = Session::new(seat, &hello, self, outbound);
         session.greet(v1::Welcome {
             controller_version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: PROTOCOL_VERSION,
