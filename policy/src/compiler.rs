@@ -53,6 +53,23 @@ pub struct Compiler {
     output: Recorder,
     /// Policies written in this step.
     written: BTreeSet<PolicyKey>,
+    control: Option<ControlPlane>,
+}
+
+/// Whose pods run the control plane: they reach and are reached whatever policies say (`builtin/control`), or a policy that
+/// cuts them off could never be taken back.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ControlPlane {
+    /// Namespace of the pods.
+    pub namespace: String,
+    /// Their service account. Who may give it to a pod is the API server's to decide.
+    pub service_account: String,
+}
+
+impl ControlPlane {
+    pub(crate) fn has(&self, workload: &Workload) -> bool {
+        workload.key.namespace == self.namespace && workload.service_account == self.service_account
+    }
 }
 
 #[derive(Debug)]
@@ -68,6 +85,20 @@ impl Compiler {
         let events: Vec<Event> = objects.into_iter().map(Event::Upsert).collect();
         compiler.apply(&events);
         compiler
+    }
+
+    /// An empty compiler that lets the control plane's own pods through.
+    #[must_use]
+    pub fn with_control(control: ControlPlane) -> Self {
+        Self {
+            control: Some(control),
+            ..Self::default()
+        }
+    }
+
+    /// True for a pod of the control plane.
+    pub(crate) fn is_control(&self, workload: &Workload) -> bool {
+        self.control.as_ref().is_some_and(|control| control.has(workload))
     }
 
     /// The compiled state.
@@ -446,7 +477,12 @@ impl Compiler {
     fn programs(&self, workload: &Workload) -> [Program; 2] {
         let none = Labels::new();
         let labels = self.index.namespace_labels(&workload.key.namespace).unwrap_or(&none);
-        let selecting = self.policies.selecting(workload, labels);
+        let control = self.is_control(workload);
+        let selecting = if control {
+            Vec::new()
+        } else {
+            self.policies.selecting(workload, labels)
+        };
         let parts = |part: fn(&CompiledPolicy) -> Option<&Arc<Part>>| -> Vec<Arc<Part>> {
             selecting
                 .iter()
@@ -470,11 +506,13 @@ impl Compiler {
                 direction: Direction::Egress,
                 parts: egress,
                 subject_ports: SubjectPorts::new(),
+                control,
             },
             Program {
                 direction: Direction::Ingress,
                 parts: ingress,
                 subject_ports,
+                control,
             },
         ]
     }

@@ -74,6 +74,18 @@ pub(crate) fn flatten(rules: &[LiveRule<'_>], isolation: Isolation<'_>) -> Flatt
     }
 }
 
+/// The port set that says the same everywhere.
+pub(crate) fn uniform(decision: Decision, rule: RuleName) -> PortSet {
+    PortSet {
+        ranges: vec![Range {
+            low: Position::FIRST.0,
+            high: Position::LAST.0,
+            enforce: vec![terminal(decision, rule)],
+            shadow: Vec::new(),
+        }],
+    }
+}
+
 /// Cuts the space of positions wherever a rule begins or ends.
 fn intervals(rules: &[LiveRule<'_>]) -> Vec<(u32, u32)> {
     let spans = rules.iter().flat_map(|rule| &rule.spans);
