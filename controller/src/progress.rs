@@ -35,7 +35,7 @@ pub(crate) struct Enforcement {
     /// The first of the nodes that do not hold it.
     pub(crate) waiting: Vec<String>,
     /// From seeing it to each node's acknowledgement, rising; fewer than nodes where that is no longer remembered.
-    latencies: Vec<Duration>,
+    pub(crate) latencies: Vec<Duration>,
     /// What a node that needs it says is wrong.
     pub(crate) trouble: Option<String>,
 }
@@ -106,7 +106,7 @@ fn trouble(node: &str, record: Option<&NodeRecord>) -> Option<String> {
 }
 
 /// One policy.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Standing {
     pub(crate) uid: String,
     pub(crate) generation: i64,

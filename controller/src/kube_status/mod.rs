@@ -9,7 +9,10 @@ mod election;
 mod events;
 mod statuses;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bulkhead_policy::model::PolicyKind;
 use kube::{
@@ -63,7 +66,7 @@ async fn write(
 ) {
     let mut pace = interval(Duration::from_secs(1) / WRITES_PER_SECOND);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut statuses = statuses::Statuses::new(client.clone());
+    let mut statuses = statuses::Statuses::new(client.clone(), Instant::now());
     let mut events = events::Events::new(client, identity);
     loop {
         if leads.wait_for(|leads| *leads).await.is_err() {

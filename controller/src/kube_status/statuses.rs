@@ -22,12 +22,17 @@ use crate::progress::{Standing, Standings};
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_mins(1);
 
+/// Nodes have so long to come back to a controller that starts, before it says of a policy that it is not enforced any more.
+const COMING_BACK: Duration = Duration::from_secs(30);
+
 /// What an object's status says, as far as it is ours.
 #[derive(Clone, Debug, Default)]
 struct Written {
     uid: String,
     /// Empty until the object was read.
     conditions: Vec<Condition>,
+    /// This process said so, not one before it.
+    ours: bool,
     failures: u32,
     not_before: Option<Instant>,
 }
@@ -35,18 +40,23 @@ struct Written {
 /// The statuses of all objects of kinds that have one.
 pub(super) struct Statuses {
     client: Client,
+    started: Instant,
     written: BTreeMap<PolicyKey, Written>,
 }
 
 impl Statuses {
-    pub(super) fn new(client: Client) -> Self {
-        let written = BTreeMap::new();
-        Self { client, written }
+    /// Nothing is remembered; `started` is when this process did.
+    pub(super) fn new(client: Client, started: Instant) -> Self {
+        Self {
+            client,
+            started,
+            written: BTreeMap::new(),
+        }
     }
 
     /// Remembers nothing: each object is read before it is written.
     pub(super) fn forgotten(self) -> Self {
-        Self::new(self.client)
+        Self::new(self.client, self.started)
     }
 
     /// Forgets objects that are gone.
@@ -60,7 +70,22 @@ impl Statuses {
         let Some(written) = self.written.get(key) else {
             return true;
         };
-        written.not_before.is_none_or(|at| Instant::now() >= at) && !same(&written.conditions, &conditions(standing))
+        let wanted = conditions(standing);
+        written.not_before.is_none_or(|at| Instant::now() >= at)
+            && !same(&written.conditions, &wanted)
+            && !self.too_early(written, &wanted)
+    }
+
+    /// An earlier process knew that this generation is enforced, and the nodes that would say so again are on their way.
+    fn too_early(&self, written: &Written, wanted: &[Condition]) -> bool {
+        let (Some(known), Some(wanted)) = (find(&written.conditions, "Enforced"), find(wanted, "Enforced")) else {
+            return false;
+        };
+        !written.ours
+            && self.started.elapsed() < COMING_BACK
+            && known.status == "True"
+            && wanted.reason == "Pending"
+            && known.observed_generation == wanted.observed_generation
     }
 
     /// Writes what the object's status lacks.
@@ -73,7 +98,14 @@ impl Statuses {
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), resource);
         let mut written = self.written.get(key).cloned().unwrap_or_default();
         written.uid.clone_from(&standing.uid);
-        let result = bring(&api, resource, key, standing, &mut written.conditions).await;
+        let result = match read(&api, key, standing, &mut written.conditions).await {
+            Ok(()) if self.too_early(&written, &conditions(standing)) => Ok(()),
+            Ok(()) => {
+                written.ours = true;
+                bring(&api, resource, key, standing, &mut written.conditions).await
+            }
+            Err(error) => Err(error),
+        };
         if result.is_ok() {
             (written.failures, written.not_before) = (0, None);
         } else {
@@ -88,6 +120,26 @@ impl Statuses {
     }
 }
 
+/// Reads what the object's status says, where it is not known.
+async fn read(
+    api: &Api<DynamicObject>,
+    key: &PolicyKey,
+    standing: &Standing,
+    known: &mut Vec<Condition>,
+) -> kube::Result<()> {
+    if known.is_empty() {
+        *known = match api.get_opt(&key.name).await? {
+            Some(object) => {
+                let listed = object.data.pointer("/status/conditions").cloned().unwrap_or_default();
+                serde_json::from_value(listed).unwrap_or_default()
+            }
+            // Gone; the watch will say so.
+            None => conditions(standing).to_vec(),
+        };
+    }
+    Ok(())
+}
+
 /// Brings the object's status to what it should be; `known` is what it says.
 async fn bring(
     api: &Api<DynamicObject>,
@@ -96,15 +148,6 @@ async fn bring(
     standing: &Standing,
     known: &mut Vec<Condition>,
 ) -> kube::Result<()> {
-    if known.is_empty() {
-        let Some(object) = api.get_opt(&key.name).await? else {
-            // Gone; the watch will say so.
-            *known = conditions(standing).to_vec();
-            return Ok(());
-        };
-        let listed = object.data.pointer("/status/conditions").cloned().unwrap_or_default();
-        *known = serde_json::from_value(listed).unwrap_or_default();
-    }
     let mut wanted = conditions(standing);
     if same(known, &wanted) {
         return Ok(());
@@ -134,6 +177,11 @@ async fn bring(
     }
     *known = wanted.to_vec();
     Ok(())
+}
+
+/// A condition of a list.
+fn find<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|condition| condition.r#type == kind)
 }
 
 /// The wanted conditions are there, whenever they came to be.

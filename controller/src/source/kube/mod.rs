@@ -44,12 +44,14 @@ const NEWS: usize = 1_024;
 const BURST: Duration = Duration::from_millis(10);
 /// … and is no larger.
 const EVENTS_MAX: usize = 4_096;
+/// An answer of the API server that says nothing for so long is given up. Longer than a watch lasts.
+const READ_TIMEOUT: Duration = Duration::from_mins(5);
 /// Kinds watched.
 const KINDS: usize = 7;
 
 /// A client for the cluster of a kubeconfig, or by KUBECONFIG, or the one this process runs in; and the server's address.
 pub(crate) async fn connect(kubeconfig: Option<&Path>) -> anyhow::Result<(Client, String)> {
-    let config = match kubeconfig {
+    let mut config = match kubeconfig {
         Some(path) => {
             let kubeconfig = Kubeconfig::read_from(path).with_context(|| format!("reading {}", path.display()))?;
             Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
@@ -60,6 +62,8 @@ pub(crate) async fn connect(kubeconfig: Option<&Path>) -> anyhow::Result<(Client
             .await
             .context("no cluster: give --kubeconfig, set KUBECONFIG, or run in a pod with a service account")?,
     };
+    // A watch hears a bookmark every minute; a list that hangs must not hang for ever.
+    config.read_timeout = Some(READ_TIMEOUT);
     let server = config.cluster_url.to_string();
     let client = Client::try_from(config).with_context(|| format!("setting up the client of {server}"))?;
     Ok((client, server))
