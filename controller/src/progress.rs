@@ -110,7 +110,7 @@ fn trouble(node: &str, record: Option<&NodeRecord>) -> Option<String> {
 pub(crate) struct Standing {
     pub(crate) uid: String,
     pub(crate) generation: i64,
-    revision: u64,
+    pub(crate) revision: u64,
     pub(crate) enforcement: Enforcement,
     /// What is wrong or suspicious.
     pub(crate) findings: Vec<Diagnostic>,

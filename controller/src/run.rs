@@ -18,7 +18,7 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
+use tonic::transport::{Server, server::Router};
 
 use crate::{
     config::{Config, Listen},
@@ -80,23 +80,7 @@ pub async fn run(
         metrics,
         trust_domain: config.tls.listen_tls.map(|_| config.tls.trust_domain.clone()),
     };
-    let nodes = async {
-        if config.tls.listen_tls.is_none() {
-            return std::future::pending().await;
-        }
-        let secret = cluster.as_ref().map(|client| (client, config.namespace.as_str()));
-        let authority = tls::serve::authority(&config.tls, secret)
-            .await
-            .context("certificate authority")?;
-        tls::serve::serve(
-            &config.tls,
-            authority,
-            cluster.clone(),
-            service.clone(),
-            stopped.clone(),
-        )
-        .await
-    };
+    let nodes = nodes_over_tls(&config, cluster.as_ref(), &service);
     let mut tasks = JoinSet::new();
     let health = report(
         &mut tasks,
@@ -106,23 +90,12 @@ pub async fn run(
         (pulse, log_level),
     );
     health.start(&config, &stopped).await?;
-    let node_service = NodeServiceServer::new(service.clone())
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let server = Server::builder()
-        .add_service(node_service)
-        .add_service(ControllerServiceServer::new(service.clone()))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), until(stopped.clone()));
+    let incoming = UnixListenerStream::new(listener);
+    let server = router(service.clone()).serve_with_incoming_shutdown(incoming, until(stopped));
     tokio::pin!(server);
     tracing::info!(socket = %path.display(), source = source_text, "serving");
 
-    let forward = async {
-        while let Some(batch) = source_batches.recv().await {
-            if inputs.send(Input::Batch(batch)).await.is_err() {
-                return;
-            }
-        }
-    };
+    let forward = forward(&mut source_batches, &inputs);
     tokio::select! {
         served = &mut server => {
             served.context("serving the socket")?;
@@ -145,6 +118,38 @@ pub async fn run(
     }
     tracing::warn!("streams did not end within {} s", GRACE.as_secs());
     Ok(())
+}
+
+/// Both services.
+fn router(service: Service) -> Router {
+    let node_service = NodeServiceServer::new(service.clone())
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    Server::builder()
+        .add_service(node_service)
+        .add_service(ControllerServiceServer::new(service))
+}
+
+/// Serves nodes over TLS where that is asked for; ends only with an error.
+async fn nodes_over_tls(config: &Config, cluster: Option<&Client>, service: &Service) -> anyhow::Result<()> {
+    if config.tls.listen_tls.is_none() {
+        return std::future::pending().await;
+    }
+    let secret = cluster.map(|client| (client, config.namespace.as_str()));
+    let authority = tls::serve::authority(&config.tls, secret)
+        .await
+        .context("certificate authority")?;
+    let stopped = service.stop.clone();
+    tls::serve::serve(&config.tls, authority, cluster.cloned(), service.clone(), stopped).await
+}
+
+/// Carries batches from the source to the engine until one of them is gone.
+async fn forward(batches: &mut mpsc::Receiver<Batch>, inputs: &mpsc::Sender<Input>) {
+    while let Some(batch) = batches.recv().await {
+        if inputs.send(Input::Batch(batch)).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Starts what tells of progress, and on a cluster's objects too.
