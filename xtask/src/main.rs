@@ -3,6 +3,7 @@
 mod bench;
 mod bpf;
 mod cluster;
+mod conformance;
 mod demo;
 mod fuzz;
 mod images;
@@ -33,6 +34,8 @@ cargo xtask COMMAND
   cluster up [--nodes N] [--proxy nftables|iptables]
   cluster down|status     real Kubernetes in namespaces of this machine: control plane, nodes, both address families
   images [--release]      our programs as images, made without a registry, loaded into the running nodes
+  conformance [--focus REGEX] [--smoke] [--without-agents]
+                          upstream's NetworkPolicy suite on the cluster; without agents the specs that deny must fail
   mutants [NAME…] [--list]
                           named faults, each of which a test must catch; NAME may be an area (verdict, policy, plan, agent)
 
@@ -67,6 +70,7 @@ fn command(arguments: &[String]) -> Result<ExitCode> {
         "tidy" => tidy::command(&mut rest),
         "bench" => bench::bench(&mut rest),
         "cluster" => cluster::cluster(&mut rest),
+        "conformance" => conformance::conformance(&mut rest),
         "images" => images::images(&mut rest),
         "fuzz" => fuzz::fuzz(&mut rest),
         "mutants" => mutants::mutants(&mut rest),
