@@ -15,7 +15,7 @@ use crate::{
     Arguments,
     cluster::{self, Cluster, Wanted},
     images, paths,
-    run::{self, paint, seconds, step},
+    run::{self, attempt, paint, seconds},
     tests::Outcome,
 };
 use junit::{Spec, Verdict};
@@ -123,12 +123,9 @@ fn suite(cluster: &Cluster, focus: &str, folder: &Path) -> Result<Vec<Spec>> {
     if !sctp {
         command.arg("-ginkgo.skip=SCTPConnectivity");
     }
-    let ended = step("upstream NetworkPolicy suite", &mut command);
-    let Ok(text) = fs::read_to_string(&report) else {
-        return Err(ended
-            .err()
-            .unwrap_or_else(|| anyhow::anyhow!("the suite wrote no report")));
-    };
+    let (_, log) = attempt("upstream NetworkPolicy suite", &mut command)?;
+    let text = fs::read_to_string(&report).with_context(|| format!("the suite ended early; see {}", log.display()))?;
+    println!("log     {}\nreport  {}", log.display(), report.display());
     let mut specs = junit::read(&text);
     specs.retain_mut(|spec| {
         if spec.verdict == Verdict::NotSelected && !sctp && spec.name.contains("SCTPConnectivity") && focus == "." {
