@@ -30,6 +30,14 @@ pub struct Config {
         default_value = "bulkhead-system"
     )]
     pub namespace: String,
+    /// ServiceAccount of this controller's pods: those of it in --namespace are not cut off by any policy (builtin/control).
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "BULKHEAD_SERVICE_ACCOUNT",
+        default_value = "bulkhead-controller"
+    )]
+    pub service_account: String,
     /// Where /metrics, /livez and /readyz are served, as in 0.0.0.0:9090; absent = nowhere.
     #[arg(long, value_name = "ADDRESS:PORT", env = "BULKHEAD_METRICS_LISTEN")]
     pub metrics_listen: Option<SocketAddr>,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bulkhead_policy::{
-    compiler::Compiler,
+    compiler::{Compiler, ControlPlane},
     diagnostic::Diagnostic,
     digest::Digest,
     model::{Event, Object, ObjectKey, Policy, PolicyKey},
@@ -83,8 +83,8 @@ impl Pulse {
 }
 
 impl Engine {
-    /// An engine that has seen nothing; the receiver's world has revision 0.
-    pub(crate) fn new(metrics: Metrics) -> (Self, watch::Receiver<Arc<World>>) {
+    /// An engine that has seen nothing; the receiver's world has revision 0. `control` names the pods that no policy cuts off.
+    pub(crate) fn new(metrics: Metrics, control: Option<ControlPlane>) -> (Self, watch::Receiver<Arc<World>>) {
         let (worlds, receiver) = watch::channel(Arc::new(World::default()));
         let source = Batch {
             events: Vec::new(),
@@ -93,7 +93,7 @@ impl Engine {
             seen: Instant::now(),
         };
         let engine = Self {
-            compiler: Compiler::default(),
+            compiler: control.map_or_else(Compiler::default, Compiler::with_control),
             facts: Facts::default(),
             policies: BTreeMap::new(),
             source,

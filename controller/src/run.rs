@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use bulkhead_policy::compiler::ControlPlane;
 use bulkhead_proto::{
     MESSAGE_BYTES_MAX,
     v1::{controller_service_server::ControllerServiceServer, node_service_server::NodeServiceServer},
@@ -63,7 +64,11 @@ pub async fn run(
         started,
         source: source_text.clone(),
     };
-    let (engine, worlds) = Engine::new(metrics.clone());
+    let control = config.kube.then(|| ControlPlane {
+        namespace: config.namespace.clone(),
+        service_account: config.service_account.clone(),
+    });
+    let (engine, worlds) = Engine::new(metrics.clone(), control);
     let pulse = engine.pulse();
     let (inputs, engine_inputs) = mpsc::channel(INPUTS);
     let (batches, mut source_batches) = mpsc::channel::<Batch>(1);

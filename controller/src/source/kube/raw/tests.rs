@@ -112,7 +112,7 @@ fn measure_50_000_pods() {
         lowered - idle,
         begin.elapsed()
     );
-    let (engine, worlds) = Engine::new(Metrics::default());
+    let (engine, worlds) = Engine::new(Metrics::default(), None);
     let (inputs, engine_inputs) = mpsc::channel(1);
     let running = std::thread::spawn(move || engine.run(engine_inputs));
     let batch = Batch {
