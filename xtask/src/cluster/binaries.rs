@@ -20,6 +20,7 @@ const KUBERNETES: &str = "1.37.2";
 const CONTAINERD: &str = "v2.4.2";
 /// Also in `manifests/coredns.yaml`.
 const COREDNS: &str = "1.15.0";
+const HELM: &str = "v3.22.0";
 /// Images that upstream's suites ask for by a public name are asked for here instead; no registry serves it.
 const REGISTRY: &str = "promoterE2eRegistry: localhost\n";
 
@@ -89,6 +90,7 @@ pub(crate) fn ensure() -> Result<Binaries> {
         format!("{containerd}/containerd-shim-runc-v2@{CONTAINERD}"),
         format!("{containerd}/ctr@{CONTAINERD}"),
         format!("github.com/coredns/coredns@v{COREDNS}"),
+        format!("helm.sh/helm/v3/cmd/helm@{HELM}"),
     ] {
         let name = module
             .rsplit('/')
@@ -157,6 +159,6 @@ fn key() -> Result<String> {
     command
         .current_dir(sources())
         .args(["-c", "{ echo \"$1\"; find . -name '*.go' -o -name 'go.*' | LC_ALL=C sort | xargs sha256sum; } | sha256sum | cut -c1-16"])
-        .args(["sh", &format!("{KUBERNETES} {CONTAINERD} {COREDNS} {}", linker_flags())]);
+        .args(["sh", &format!("{KUBERNETES} {CONTAINERD} {COREDNS} {HELM} {}", linker_flags())]);
     Ok(crate::cluster::process::output_of(&mut command)?.trim().to_owned())
 }

@@ -38,8 +38,10 @@ fn spec(text: &str) -> Option<Spec> {
             _ => Verdict::NotSelected,
         },
         other => {
-            let message = attribute(body, "message").unwrap_or_else(|| other.to_owned());
-            Verdict::Failed(reason(&message))
+            let said = body.split_once("</failure>").and_then(|(text, _)| text.split_once('>'));
+            Verdict::Failed(reason(
+                &said.map_or_else(|| other.to_owned(), |(_, text)| unescape(text)),
+            ))
         }
     };
     let name = match full.strip_prefix("[It] ") {
@@ -54,30 +56,37 @@ fn spec(text: &str) -> Option<Spec> {
 }
 
 fn reason(message: &str) -> String {
-    message.trim_start_matches("skipped - ").trim().to_owned()
+    let message = message.trim();
+    let message = message.strip_prefix("skipped - ").unwrap_or(message);
+    message.strip_prefix("[FAILED] ").unwrap_or(message).to_owned()
 }
 
 fn shorten(name: &str) -> String {
-    name.trim_start_matches("[sig-network] ")
-        .trim_start_matches("Netpol ")
-        .trim_start_matches("NetworkPolicy between server and client ")
-        .replace(" [Feature:NetworkPolicy]", "")
+    [
+        "[sig-network] ",
+        "Netpol ",
+        "NetworkPolicy between server and client ",
+        " [Feature:NetworkPolicy]",
+    ]
+    .iter()
+    .fold(name.to_owned(), |name, part| name.replace(part, ""))
 }
 
 /// The value of an attribute. Values never hold a bare `"` or `>`.
 fn attribute(text: &str, name: &str) -> Option<String> {
     let from = text.find(&format!("{name}=\""))?;
     let value = text.get(from..)?.split('"').nth(1)?;
-    Some(
-        value
-            .replace("&#34;", "\"")
-            .replace("&#39;", "'")
-            .replace("&#xA;", "\n")
-            .replace("&#x9;", "\t")
-            .replace("&lt;", "<")
-            .replace("&gt;", ">")
-            .replace("&amp;", "&"),
-    )
+    Some(unescape(value))
+}
+
+fn unescape(text: &str) -> String {
+    text.replace("&#34;", "\"")
+        .replace("&#39;", "'")
+        .replace("&#xA;", "\n")
+        .replace("&#x9;", "\t")
+        .replace("&lt;", "<")
+        .replace("&gt;", ">")
+        .replace("&amp;", "&")
 }
 
 #[cfg(test)]
@@ -88,12 +97,12 @@ mod tests {
   <testsuites tests="5"><testsuite name="Kubernetes NetworkPolicy" tests="5">
     <testcase name="[SynchronizedBeforeSuite]" classname="x" status="passed" time="0.2"></testcase>
     <testcase name="[It] [sig-network] Netpol NetworkPolicy between server and client should support a &#39;default-deny-ingress&#39; policy [Feature:NetworkPolicy]" classname="x" status="failed" time="41.5">
-      <failure message="had 4 wrong results&#xA;of 81" type="failed">at a.go:1</failure><system-err>&gt; name="no"</system-err>
+      <failure message="" type="failed">[FAILED] had 4 wrong results&#xA;of 81&#xA;</failure><system-err>&gt; name="no"</system-err>
     </testcase>
     <testcase name="[It] [sig-network] Netpol API should support creating" classname="x" status="passed" time="1.25"></testcase>
     <testcase name="[It] left out" classname="x" status="skipped" time="0"><skipped message="skipped"></skipped></testcase>
     <testcase name="[It] by itself" classname="x" status="skipped" time="0"><skipped message="skipped - needs &lt;this&gt;"></skipped></testcase>
-    <testcase name="[It] late" classname="x" status="timedout" time="9"><failure message="took &amp; took"></failure></testcase>
+    <testcase name="[It] late" classname="x" status="timedout" time="9"><failure message="" type="timedout">took &amp; took</failure></testcase>
   </testsuite></testsuites>"#;
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
     Arguments,
     cluster::{self, Cluster, Wanted},
     images, paths,
-    run::{self, attempt, paint, seconds},
+    run::{self, attempt, paint, seconds, step},
     tests::Outcome,
 };
 use junit::{Spec, Verdict};
@@ -88,11 +88,16 @@ fn run(focus: &str, without_agents: bool) -> Result<Vec<Spec>> {
     suite(&cluster, focus, &folder)
 }
 
-/// Our images on every node, and controller and agents running from them.
+/// Our images on every node, and the chart installed with them: what a person does, but for the tag.
 fn deploy(cluster: &Cluster) -> Result<()> {
     images::load(cluster, &images::build(false)?)?;
-    let manifest = paths::root().join("deploy/manifests/bulkhead.yaml");
-    cluster.kubectl_ok(&["apply", "--filename", &manifest.to_string_lossy()])?;
+    let mut helm = Command::new(cluster.binaries.program("helm"));
+    helm.args(["upgrade", "--install", "bulkhead"])
+        .arg(paths::root().join("deploy/helm/bulkhead"))
+        .args(["--namespace", NAMESPACE, "--create-namespace"])
+        .args(["--set", &format!("image.tag={}", images::TAG)])
+        .env("KUBECONFIG", cluster.kubeconfig());
+    step("install the chart", &mut helm)?;
     for what in ["deployment/bulkhead-controller", "daemonset/bulkhead-agent"] {
         // The tag of a checkout's images stays when they are built anew.
         cluster.kubectl_ok(&["--namespace", NAMESPACE, "rollout", "restart", what])?;

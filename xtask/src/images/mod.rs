@@ -18,6 +18,8 @@ use crate::{
     setup,
 };
 
+/// The tag of our images: replaced when they are built again.
+pub(crate) const TAG: &str = "dev";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// An image of a few files.
@@ -89,7 +91,7 @@ pub(crate) fn build(release: bool) -> Result<Vec<(String, PathBuf)>> {
             .filter(|(path, _)| path.exists())
             .collect();
         let files: Vec<(&Path, &str)> = built.iter().map(|(from, to)| (from.as_path(), to.as_str())).collect();
-        let name = format!("localhost/{image}:{}", version());
+        let name = format!("localhost/{image}:{TAG}");
         let path = target.join(format!("{image}.tar"));
         let entrypoint = format!("/usr/bin/{image}");
         archive::write(
@@ -104,11 +106,6 @@ pub(crate) fn build(release: bool) -> Result<Vec<(String, PathBuf)>> {
         archives.push((name, path));
     }
     Ok(archives)
-}
-
-/// The tag of our images: one for all of a checkout, replaced when they are built again.
-pub(crate) fn version() -> &'static str {
-    "dev"
 }
 
 /// Imports images on every node.
