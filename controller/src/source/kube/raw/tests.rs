@@ -19,7 +19,7 @@ use crate::{
 /// Objects of a page, as the watcher asks for them.
 const PAGE: usize = 500;
 
-/// A pod as an API server gives it: some 7 KiB, most of it of no interest.
+/// A pod as an API server gives it: some 4 KiB, most of it of no interest.
 fn pod(number: usize) -> Value {
     let (app, node) = (number % 500, number % 1_000);
     let (high, middle, low) = (number >> 16, (number >> 8) & 255, number & 255);
