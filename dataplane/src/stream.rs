@@ -2,7 +2,7 @@
 //! holds them, and comes back when the controller does.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::mpsc::SyncSender,
     time::{Duration, SystemTime},
 };
@@ -309,21 +309,34 @@ async fn reached(moment: Option<SystemTime>) {
 
 /// A channel, and when to come back with a newer certificate.
 async fn channel(address: &Address, tls: &Tls) -> Result<(Channel, Option<SystemTime>)> {
-    let path = match address {
-        Address::Unix(path) => path.clone(),
+    match address {
+        Address::Unix(path) => {
+            let channel = unix_channel(path, None)
+                .await
+                .with_context(|| format!("connecting to {address}; is the controller running?"))?;
+            Ok((channel, None))
+        }
         Address::Tls(place) => {
             let (channel, until) = tls.channel(place).await?;
-            return Ok((channel, Some(until)));
+            Ok((channel, Some(until)))
         }
-    };
+    }
+}
+
+/// A channel over a unix socket; `answer_max` bounds the time of each call.
+pub(crate) async fn unix_channel(
+    path: &Path,
+    answer_max: Option<Duration>,
+) -> Result<Channel, tonic::transport::Error> {
+    let path = path.to_owned();
     let connector = tower::service_fn(move |_: Uri| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
     // The URI is for HTTP's sake; the connector does not look at it.
-    let channel = Endpoint::from_static("http://controller.bulkhead")
-        .connect_with_connector(connector)
-        .await
-        .with_context(|| format!("connecting to {address}; is the controller running?"))?;
-    Ok((channel, None))
+    let mut endpoint = Endpoint::from_static("http://bulkhead.invalid");
+    if let Some(limit) = answer_max {
+        endpoint = endpoint.timeout(limit);
+    }
+    endpoint.connect_with_connector(connector).await
 }

@@ -28,3 +28,13 @@ pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 pub mod v1 {
     tonic::include_proto!("bulkhead.v1");
 }
+
+/// Generated client of package `runtime.v1`: the part of the Container Runtime Interface that the agent asks.
+#[expect(
+    missing_docs,
+    clippy::pedantic,
+    reason = "generated; the .proto file says what things mean"
+)]
+pub mod cri {
+    tonic::include_proto!("runtime.v1");
+}
