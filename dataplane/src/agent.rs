@@ -34,7 +34,7 @@ use crate::{
     store::Store,
     stream::{Connection, Stream},
     sync::{self, Holding, Input, Sync},
-    tls::{self, Tls},
+    tls::Tls,
 };
 
 /// Things the sync thread has not taken yet: one revision, one notice, and the questions of status readers.
