@@ -32,8 +32,8 @@ pub(crate) enum Input {
     Announce {
         /// Node.
         node: String,
-        /// Its endpoints.
-        endpoints: Vec<v1::AnnouncedEndpoint>,
+        /// Its endpoints and its own addresses.
+        announcement: v1::Announcement,
         /// Where the answer goes.
         answer: oneshot::Sender<Vec<Rejection>>,
     },
@@ -116,10 +116,11 @@ impl Engine {
                 Input::Batch(batch) => self.batch(batch),
                 Input::Announce {
                     node,
-                    endpoints,
+                    announcement,
                     answer,
                 } => {
-                    let (events, rejected) = self.facts.announce(&node, endpoints);
+                    let (mut events, rejected) = self.facts.announce(&node, announcement.endpoints);
+                    events.extend(self.facts.announce_own(&node, &announcement.node_addresses));
                     let known = self.worlds.borrow().announced.get(&node).copied();
                     if !events.is_empty() || known != Some(self.facts.announced_by(&node)) {
                         self.compile(&events, Instant::now(), Some(&node));

@@ -11,6 +11,8 @@ use bulkhead_proto::{
     v1,
 };
 
+/// Own addresses one node may announce: a point-to-point CNI gives one to each pod's device.
+const OWN_MAX: usize = 4096;
 /// Endpoints one node may announce; the kernel's tables hold no more.
 pub(crate) const ANNOUNCED_MAX: usize = 4096;
 /// Addresses one endpoint may announce.
@@ -34,6 +36,8 @@ type Said = BTreeMap<WorkloadKey, v1::AnnouncedEndpoint>;
 pub(crate) struct Facts {
     workloads: BTreeMap<WorkloadKey, Workload>,
     nodes: BTreeMap<String, Node>,
+    /// What nodes say are addresses of their own devices.
+    own: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Who declares an address.
     declared: BTreeMap<IpAddr, BTreeSet<WorkloadKey>>,
     /// What nodes announce and are believed.
@@ -93,6 +97,7 @@ impl Facts {
             announced: before.announced,
             holders: before.holders,
             said: before.said,
+            own: before.own,
             doubted: before.doubted,
             ..Self::default()
         };
@@ -101,6 +106,7 @@ impl Facts {
     fn fill_in(&self, object: Object) -> Object {
         match object {
             Object::Workload(workload) => Object::Workload(self.effective(&workload)),
+            Object::Node(node) => Object::Node(self.with_own(&node)),
             other => other,
         }
     }
@@ -279,6 +285,28 @@ impl Facts {
             .map(|(key, _)| key);
         let changed = changed.collect();
         (self.changed(changed).collect(), rejected)
+    }
+
+    /// Takes what a node says are addresses of its own devices: believed inside of its pod ranges, where they tell its bridge
+    /// from a pod that is not known yet.
+    pub(crate) fn announce_own(&mut self, name: &str, addresses: &[Vec<u8>]) -> Option<Event> {
+        let own = addresses.iter().take(OWN_MAX).filter_map(|bytes| address_from_bytes(bytes).ok());
+        let own: BTreeSet<IpAddr> = own.collect();
+        let before = self.nodes.get(name).map(|node| self.with_own(node));
+        self.own.insert(name.to_owned(), own);
+        let now = self.nodes.get(name).map(|node| self.with_own(node));
+        now.filter(|now| before.as_ref() != Some(now)).map(|node| Event::Upsert(Object::Node(node)))
+    }
+
+    /// A node with those of its own addresses that are believed. A pod that declares one later contests it.
+    fn with_own(&self, node: &Node) -> Node {
+        let mut node = node.clone();
+        let own = self.own.get(&node.name).into_iter().flatten();
+        let inside = own.filter(|address| node.pod_ranges.iter().any(|range| range.contains(**address)));
+        let free = inside.filter(|address| !self.declared.contains_key(*address) && !self.holders.contains_key(*address));
+        let believed: Vec<IpAddr> = free.copied().collect();
+        node.addresses.extend(believed);
+        node
     }
 
     /// Who else has an address that `node` announces for `key`.

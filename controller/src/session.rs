@@ -297,7 +297,7 @@ impl Session {
         let shuts_down = |()| Status::unavailable("the controller shuts down");
         let input = Input::Announce {
             node,
-            endpoints: announcement.endpoints,
+            announcement,
             answer,
         };
         self.engine.send(input).await.map_err(|_| shuts_down(()))?;

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use bulkhead_proto::{
     MESSAGE_BYTES_MAX, PROTOCOL_VERSION,
+    convert::address_to_bytes,
     update::{Assembler, Revision},
     v1::{
         Ack, Announcement, ControllerMessage, Held, Hello, NodeMessage, controller_message, node_message,
@@ -275,6 +276,7 @@ fn ack(holding: &Holding, revision: u64, error: String) -> node_message::Message
 fn announcement(holding: &Holding) -> node_message::Message {
     node_message::Message::Announcement(Announcement {
         endpoints: holding.announced.clone(),
+        node_addresses: holding.own.iter().map(|address| address_to_bytes(*address)).collect(),
     })
 }
 

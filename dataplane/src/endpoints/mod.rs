@@ -73,6 +73,8 @@ pub(crate) struct Endpoints {
     /// Devices whose pod was said to have another one.
     released: Vec<u32>,
     reread: Instant,
+    /// Addresses of this node's own devices.
+    own: BTreeSet<IpAddr>,
 }
 
 impl Endpoints {
@@ -85,7 +87,8 @@ impl Endpoints {
             entries: BTreeMap::new(),
             owners: HashMap::new(),
             released: Vec::new(),
-            reread: Instant::now() + REREAD,
+            reread: Instant::now(),
+            own: BTreeSet::new(),
         })
     }
 
@@ -281,6 +284,9 @@ impl Endpoints {
             self.reread = now + REREAD;
             changed |= self.read_addresses();
         }
+        if all || now + REREAD == self.reread {
+            changed |= self.read_own();
+        }
         let due = |entry: &Entry| matches!(entry.found, Found::Missing { retry, .. } if all || retry <= now);
         let due: Vec<WorkloadKey> = self
             .entries
@@ -292,6 +298,31 @@ impl Endpoints {
             changed |= self.look(&key, now);
         }
         Ok(changed)
+    }
+
+    /// Reads the addresses of this node's own devices; true when any changed.
+    fn read_own(&mut self) -> bool {
+        match self.here.all_addresses() {
+            Ok(addresses) => {
+                let routable = |address: &IpAddr| match address {
+                    IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+                    IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+                };
+                let own: BTreeSet<IpAddr> = addresses.into_iter().filter(routable).collect();
+                let changed = own != self.own;
+                self.own = own;
+                changed
+            }
+            Err(error) => {
+                tracing::warn!("addresses of this node's devices: {error}");
+                false
+            }
+        }
+    }
+
+    /// Addresses of this node's own devices.
+    pub(crate) fn own_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.own.iter().copied()
     }
 
     /// Reads the addresses of found devices again; true when any changed. The MAC stays the one the device was found with:

@@ -109,6 +109,8 @@ pub(crate) struct Holding {
     pub(crate) error: String,
     pub(crate) generations: Vec<EndpointGeneration>,
     pub(crate) announced: Vec<AnnouncedEndpoint>,
+    /// Addresses of the node's own devices.
+    pub(crate) own: Vec<IpAddr>,
     /// The node has had a state at any time.
     pub(crate) ever: bool,
     /// Pods here that run without rules.

@@ -23,6 +23,7 @@ impl Sync {
         }
         self.holding.generations = self.generations();
         self.holding.announced = self.announced();
+        self.holding.own = self.endpoints.own_addresses().collect();
         self.holding.unmanaged = self.unmanaged();
         self.answer_waiters();
         let holding = &self.holding;
