@@ -290,12 +290,16 @@ impl Facts {
     /// Takes what a node says are addresses of its own devices: believed inside of its pod ranges, where they tell its bridge
     /// from a pod that is not known yet.
     pub(crate) fn announce_own(&mut self, name: &str, addresses: &[Vec<u8>]) -> Option<Event> {
-        let own = addresses.iter().take(OWN_MAX).filter_map(|bytes| address_from_bytes(bytes).ok());
+        let own = addresses
+            .iter()
+            .take(OWN_MAX)
+            .filter_map(|bytes| address_from_bytes(bytes).ok());
         let own: BTreeSet<IpAddr> = own.collect();
         let before = self.nodes.get(name).map(|node| self.with_own(node));
         self.own.insert(name.to_owned(), own);
         let now = self.nodes.get(name).map(|node| self.with_own(node));
-        now.filter(|now| before.as_ref() != Some(now)).map(|node| Event::Upsert(Object::Node(node)))
+        now.filter(|now| before.as_ref() != Some(now))
+            .map(|node| Event::Upsert(Object::Node(node)))
     }
 
     /// A node with those of its own addresses that are believed. A pod that declares one later contests it.
@@ -303,7 +307,8 @@ impl Facts {
         let mut node = node.clone();
         let own = self.own.get(&node.name).into_iter().flatten();
         let inside = own.filter(|address| node.pod_ranges.iter().any(|range| range.contains(**address)));
-        let free = inside.filter(|address| !self.declared.contains_key(*address) && !self.holders.contains_key(*address));
+        let free =
+            inside.filter(|address| !self.declared.contains_key(*address) && !self.holders.contains_key(*address));
         let believed: Vec<IpAddr> = free.copied().collect();
         node.addresses.extend(believed);
         node

@@ -235,7 +235,13 @@ fn a_nodes_own_addresses_are_believed_in_its_pod_ranges_where_no_pod_is() {
     };
     facts.take(vec![Event::Upsert(Object::Node(node.clone()))]);
     let bytes = |text: &str| address_to_bytes(text.parse().unwrap());
-    let said = [bytes("10.1.0.1"), bytes("10.1.0.5"), bytes("10.2.0.1"), bytes("127.0.0.1"), vec![1, 2, 3]];
+    let said = [
+        bytes("10.1.0.1"),
+        bytes("10.1.0.5"),
+        bytes("10.2.0.1"),
+        bytes("127.0.0.1"),
+        vec![1, 2, 3],
+    ];
     let Some(Event::Upsert(Object::Node(known))) = facts.announce_own("n1", &said) else {
         panic!("nothing changed")
     };
@@ -243,5 +249,9 @@ fn a_nodes_own_addresses_are_believed_in_its_pod_ranges_where_no_pod_is() {
     assert_eq!(known.addresses, BTreeSet::from(expected));
     assert_eq!(facts.announce_own("n1", &said), None, "nothing new");
     let again = facts.take(vec![Event::Upsert(Object::Node(node))]);
-    assert_eq!(again, [Event::Upsert(Object::Node(known))], "the API's word does not undo it");
+    assert_eq!(
+        again,
+        [Event::Upsert(Object::Node(known))],
+        "the API's word does not undo it"
+    );
 }
