@@ -293,7 +293,7 @@ impl Facts {
         let own = addresses
             .iter()
             .take(OWN_MAX)
-            .filter_map(|bytes| address_from_bytes(bytes).ok());
+            .filter_map(|bytes| address_from_bytes("node_addresses", bytes).ok());
         let own: BTreeSet<IpAddr> = own.collect();
         let before = self.nodes.get(name).map(|node| self.with_own(node));
         self.own.insert(name.to_owned(), own);

@@ -245,7 +245,10 @@ async fn announced_addresses_are_checked_and_shared() {
     };
     let endpoints = vec![endpoint("late", [10, 0, 1, 7]), endpoint("db", [10, 0, 2, 1])];
     first
-        .send(NodeMessage::Announcement(v1::Announcement { endpoints }))
+        .send(NodeMessage::Announcement(v1::Announcement {
+            endpoints,
+            node_addresses: Vec::new(),
+        }))
         .await;
     let update = second.update().await;
     assert_eq!(

@@ -226,14 +226,8 @@ fn an_address_that_is_used_again_leaves_the_pod_that_had_it() {
 
 #[test]
 fn a_nodes_own_addresses_are_believed_in_its_pod_ranges_where_no_pod_is() {
-    let mut facts = facts(&[pod("a", "u1", &["10.1.0.5"])]);
-    let node = Node {
-        name: "n1".into(),
-        labels: BTreeMap::new(),
-        addresses: BTreeSet::from(["192.168.0.1".parse().unwrap()]),
-        pod_ranges: BTreeSet::from(["10.1.0.0/24".parse().unwrap()]),
-    };
-    facts.take(vec![Event::Upsert(Object::Node(node.clone()))]);
+    let mut facts = facts(&[workload("a", "n1", "u1", &["10.1.0.5"])]);
+    let node = facts.nodes["n1"].clone();
     let bytes = |text: &str| address_to_bytes(text.parse().unwrap());
     let said = [
         bytes("10.1.0.1"),
@@ -245,7 +239,7 @@ fn a_nodes_own_addresses_are_believed_in_its_pod_ranges_where_no_pod_is() {
     let Some(Event::Upsert(Object::Node(known))) = facts.announce_own("n1", &said) else {
         panic!("nothing changed")
     };
-    let expected = ["192.168.0.1", "10.1.0.1"].map(|text| text.parse().unwrap());
+    let expected = ["192.0.2.1", "10.1.0.1"].map(|text| text.parse().unwrap());
     assert_eq!(known.addresses, BTreeSet::from(expected));
     assert_eq!(facts.announce_own("n1", &said), None, "nothing new");
     let again = facts.take(vec![Event::Upsert(Object::Node(node))]);

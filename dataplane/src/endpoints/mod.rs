@@ -280,11 +280,12 @@ impl Endpoints {
                 self.miss(&key, format!("device {name}: gone"), now);
             }
         }
-        if now >= self.reread {
+        let reread = now >= self.reread;
+        if reread {
             self.reread = now + REREAD;
             changed |= self.read_addresses();
         }
-        if all || now + REREAD == self.reread {
+        if all || reread {
             changed |= self.read_own();
         }
         let due = |entry: &Entry| matches!(entry.found, Found::Missing { retry, .. } if all || retry <= now);

@@ -12,6 +12,7 @@ mod report;
 
 use std::{
     collections::BTreeSet,
+    net::IpAddr,
     sync::{
         Arc, Mutex,
         mpsc::{Receiver, RecvTimeoutError},
