@@ -32,6 +32,7 @@ const FILE_MAX: u64 = 1 << 20;
 
 /// What the agent needs to talk over TLS.
 #[derive(Clone, Debug, clap::Args)]
+#[group(id = "tls")]
 pub(crate) struct Options {
     /// SPIFFE trust domain of controller and nodes
     #[arg(long, env = "BULKHEAD_TRUST_DOMAIN", default_value = "cluster.local")]

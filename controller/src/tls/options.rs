@@ -6,6 +6,7 @@ use bulkhead_proto::spiffe::TrustDomain;
 
 /// TCP with mutual TLS, for nodes.
 #[derive(Clone, PartialEq, Eq, Debug, clap::Args)]
+#[group(id = "tls")]
 pub struct Options {
     /// Where nodes connect over TCP with TLS 1.3, as in 0.0.0.0:4433; absent = only over the unix socket.
     #[arg(long, value_name = "ADDRESS:PORT", env = "BULKHEAD_LISTEN_TLS")]
