@@ -1,8 +1,8 @@
-//! Generates the protobuf and gRPC code from proto/bulkhead/v1.
+//! Generates the protobuf and gRPC code from proto/: our own contracts, and what we ask of container runtimes.
 
 use std::{env, io, path::PathBuf, process::Command};
 
-const FILES: [&str; 5] = ["resource", "node", "flow", "agent", "controller"];
+const FILES: [&str; 6] = ["resource", "node", "bootstrap", "flow", "agent", "controller"];
 
 fn main() -> io::Result<()> {
     let protoc = env::var_os("PROTOC").map_or_else(|| PathBuf::from("protoc"), PathBuf::from);
@@ -17,7 +17,8 @@ fn main() -> io::Result<()> {
         return Ok(());
     }
     let files = FILES.map(|name| format!("proto/bulkhead/v1/{name}.proto"));
-    let files: Vec<&str> = files.iter().map(String::as_str).collect();
+    let mut files: Vec<&str> = files.iter().map(String::as_str).collect();
+    files.push("proto/runtime/v1/runtime.proto");
     // No transport: callers make a channel over their unix socket and wrap it.
     tonic_prost_build::configure()
         .build_transport(false)

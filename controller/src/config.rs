@@ -1,16 +1,49 @@
 //! What the controller can be told, by flags and environment.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{Parser, ValueEnum};
 
-/// Watches manifests, compiles them and sends every node its part.
+/// Watches a cluster or a folder of manifests, compiles, and sends every node its part.
 #[derive(Clone, PartialEq, Eq, Debug, Parser)]
 #[command(name = "bulkhead-controller", version)]
+#[command(group = clap::ArgGroup::new("source").required(true).args(["manifests", "kube"]))]
 pub struct Config {
     /// Folder of manifests: YAML or JSON as kubectl prints them, subfolders included.
     #[arg(long, value_name = "DIR", env = "BULKHEAD_MANIFESTS")]
-    pub manifests: PathBuf,
+    pub manifests: Option<PathBuf>,
+    /// Watch a Kubernetes cluster: the one of --kubeconfig, else of KUBECONFIG, else the one this runs in.
+    #[arg(long)]
+    pub kube: bool,
+    /// File that says how to reach the cluster.
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Install the custom resource definition of ClusterNetworkPolicy when the cluster has none.
+    #[arg(long, value_name = "BOOL", env = "BULKHEAD_INSTALL_CRDS", default_value_t = true,
+          action = clap::ArgAction::Set)]
+    pub install_crds: bool,
+    /// Namespace of our own objects in the cluster: the Lease by which replicas agree on who writes status, the authority's Secret.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "BULKHEAD_NAMESPACE",
+        default_value = "bulkhead-system"
+    )]
+    pub namespace: String,
+    /// ServiceAccount of this controller's pods: those of it in --namespace are not cut off by any policy (builtin/control).
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "BULKHEAD_SERVICE_ACCOUNT",
+        default_value = "bulkhead-controller"
+    )]
+    pub service_account: String,
+    /// Where /metrics, /livez and /readyz are served, as in 0.0.0.0:9090; absent = nowhere.
+    #[arg(long, value_name = "ADDRESS:PORT", env = "BULKHEAD_METRICS_LISTEN")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// Where /debug/state and /debug/log-level are served: a loopback address; absent = nowhere.
+    #[arg(long, value_name = "ADDRESS:PORT", env = "BULKHEAD_DEBUG_LISTEN", value_parser = loopback)]
+    pub debug_listen: Option<SocketAddr>,
     /// Where nodes and the command line connect.
     #[arg(
         long,
@@ -19,12 +52,27 @@ pub struct Config {
         default_value = "unix:/run/bulkhead/controller.sock"
     )]
     pub listen: Listen,
+    /// TCP with mutual TLS.
+    #[command(flatten)]
+    pub tls: crate::tls::options::Options,
     /// Form of the log on standard error.
     #[arg(long, value_enum, env = "BULKHEAD_LOG_FORMAT", default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
     /// What to log: a level, or directives such as `info,bulkhead_controller=debug`.
     #[arg(long, env = "BULKHEAD_LOG_LEVEL", default_value = "info")]
     pub log_level: String,
+}
+
+/// An address that only this machine reaches.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| "expected ADDRESS:PORT, as in 127.0.0.1:9091")?;
+    if address.ip().is_loopback() {
+        Ok(address)
+    } else {
+        Err("what is served there is for this machine only; give a loopback address, as in 127.0.0.1:9091".to_owned())
+    }
 }
 
 /// An address to listen on. TCP with mutual TLS comes with Kubernetes.
@@ -72,5 +120,15 @@ mod tests {
         Config::command().debug_assert();
         let config = Config::parse_from(["bulkhead-controller", "--manifests", "/m"]);
         assert_eq!(config.listen, Listen::Unix("/run/bulkhead/controller.sock".into()));
+        let parses = |arguments: &[&str]| Config::try_parse_from([&["bulkhead-controller"], arguments].concat());
+        assert!(parses(&["--kube", "--kubeconfig", "/k"]).is_ok_and(|config| config.install_crds));
+        for wrong in [
+            &[][..],
+            &["--kube", "--manifests", "/m"],
+            &["--manifests", "/m", "--kubeconfig", "/k"],
+            &["--kube", "--debug-listen", "0.0.0.0:9"],
+        ] {
+            assert!(parses(wrong).is_err(), "{wrong:?}");
+        }
     }
 }

@@ -2,12 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
 use bulkhead_policy::{
-    compiler::Compiler,
+    compiler::{Compiler, ControlPlane},
     diagnostic::Diagnostic,
     digest::Digest,
     model::{Event, Object, ObjectKey, Policy, PolicyKey},
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     facts::Facts,
+    metrics::Metrics,
     source::Batch,
     world::{PolicyEntry, World},
 };
@@ -31,8 +32,8 @@ pub(crate) enum Input {
     Announce {
         /// Node.
         node: String,
-        /// Its endpoints.
-        endpoints: Vec<v1::AnnouncedEndpoint>,
+        /// Its endpoints and its own addresses.
+        announcement: v1::Announcement,
         /// Where the answer goes.
         answer: oneshot::Sender<Vec<Rejection>>,
     },
@@ -53,11 +54,37 @@ pub(crate) struct Engine {
     /// The first world's revision.
     first: u64,
     worlds: watch::Sender<Arc<World>>,
+    metrics: Metrics,
+    pulse: Pulse,
+}
+
+/// Since when the engine works on what it works on.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pulse(Arc<Mutex<Option<Instant>>>);
+
+impl Pulse {
+    fn set(&self, since: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
+    fn begin(&self) {
+        self.set(Some(Instant::now()));
+    }
+
+    fn end(&self) {
+        self.set(None);
+    }
+
+    /// How long it has worked on one input; `None` = it waits for one.
+    pub(crate) fn busy(&self) -> Option<Duration> {
+        let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        since.map(|since| since.elapsed())
+    }
 }
 
 impl Engine {
-    /// An engine that has seen nothing; the receiver's world has revision 0.
-    pub(crate) fn new() -> (Self, watch::Receiver<Arc<World>>) {
+    /// An engine that has seen nothing; the receiver's world has revision 0. `control` names the pods that no policy cuts off.
+    pub(crate) fn new(metrics: Metrics, control: Option<ControlPlane>) -> (Self, watch::Receiver<Arc<World>>) {
         let (worlds, receiver) = watch::channel(Arc::new(World::default()));
         let source = Batch {
             events: Vec::new(),
@@ -66,7 +93,7 @@ impl Engine {
             seen: Instant::now(),
         };
         let engine = Self {
-            compiler: Compiler::default(),
+            compiler: control.map_or_else(Compiler::default, Compiler::with_control),
             facts: Facts::default(),
             policies: BTreeMap::new(),
             source,
@@ -75,6 +102,8 @@ impl Engine {
             complete: false,
             first: first_revision(SystemTime::now()),
             worlds,
+            metrics,
+            pulse: Pulse::default(),
         };
         (engine, receiver)
     }
@@ -82,14 +111,16 @@ impl Engine {
     /// Works until nobody asks any more. Blocks.
     pub(crate) fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
         while let Some(input) = inputs.blocking_recv() {
+            self.pulse.begin();
             match input {
                 Input::Batch(batch) => self.batch(batch),
                 Input::Announce {
                     node,
-                    endpoints,
+                    announcement,
                     answer,
                 } => {
-                    let (events, rejected) = self.facts.announce(&node, endpoints);
+                    let (mut events, rejected) = self.facts.announce(&node, announcement.endpoints);
+                    events.extend(self.facts.announce_own(&node, &announcement.node_addresses));
                     let known = self.worlds.borrow().announced.get(&node).copied();
                     if !events.is_empty() || known != Some(self.facts.announced_by(&node)) {
                         self.compile(&events, Instant::now(), Some(&node));
@@ -102,7 +133,13 @@ impl Engine {
             if inputs.is_empty() {
                 self.find();
             }
+            self.pulse.end();
         }
+    }
+
+    /// Tells from outside whether the engine moves.
+    pub(crate) fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Publishes what is wrong with what is there now.
@@ -165,6 +202,7 @@ impl Engine {
             self.source.unknown.clone()
         });
         world.sizes = self.sizes();
+        self.metrics.compiled(begin.elapsed());
         if world.revision != old.revision {
             tracing::info!(
                 revision = world.revision,
@@ -207,13 +245,15 @@ impl Engine {
     fn take_policy(&mut self, policy: &Policy, revision: u64, seen: Instant) -> bool {
         let spec_digest = spec_digest(policy);
         let generation = policy.generation;
-        let same = |old: &PolicyEntry| old.spec_digest == spec_digest && old.generation == generation;
+        let same =
+            |old: &PolicyEntry| old.spec_digest == spec_digest && old.generation == generation && old.uid == policy.uid;
         if self.policies.get(&policy.key).is_some_and(same) {
             return false;
         }
         self.policies.insert(
             policy.key.clone(),
             PolicyEntry {
+                uid: policy.uid.clone(),
                 generation,
                 spec_digest,
                 revision,

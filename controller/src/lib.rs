@@ -1,9 +1,9 @@
-//! The control plane: manifests in, each node's part of the compiled state out, acknowledgements back.
+//! The control plane: a cluster or manifests in, each node's part of the compiled state out, acknowledgements back.
 //!
 //! ```text
-//! source (files) ─► facts ─► engine (compiler) ─► World ─► session per node ─► node stream
-//!                     ▲                                         │ acks, announcements
-//!                     └─────────────── registry ◄───────────────┘ ─► status
+//! source (kube, files) ─► facts ─► engine (compiler) ─► World ─► session per node ─► node stream
+//!                           ▲                                         │ acks, announcements
+//!                           └─────────────── registry ◄───────────────┘ ─► status
 //! ```
 //!
 //! Everything between source and sessions is a value with a revision: a session takes the newest `World` whenever its node
@@ -12,7 +12,11 @@
 pub mod config;
 mod engine;
 mod facts;
+mod health;
+mod kube_status;
+mod metrics;
 mod part;
+mod progress;
 mod registry;
 pub mod run;
 mod service;
@@ -20,4 +24,5 @@ mod session;
 mod socket;
 pub mod source;
 mod status;
+pub mod tls;
 mod world;

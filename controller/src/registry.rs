@@ -7,7 +7,7 @@ use std::{
 };
 
 use bulkhead_policy::digest::Digest;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::part::Part;
 
@@ -82,6 +82,7 @@ impl NodeRecord {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Registry {
     nodes: Arc<Mutex<BTreeMap<String, NodeRecord>>>,
+    changed: Arc<Notify>,
 }
 
 /// Why a node cannot be taken.
@@ -134,6 +135,11 @@ impl Registry {
         })
     }
 
+    /// Done when a node's record changed since the last time; for one who asks.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
     /// Every node as it is now.
     pub(crate) fn nodes(&self) -> BTreeMap<String, NodeRecord> {
         self.lock().clone()
@@ -153,6 +159,7 @@ impl Seat {
             && record.session == self.session
         {
             change(record);
+            self.registry.changed.notify_one();
         }
     }
 

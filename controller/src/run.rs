@@ -2,51 +2,78 @@
 
 use std::{
     future::Future,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, bail};
+use bulkhead_policy::compiler::ControlPlane;
 use bulkhead_proto::{
     MESSAGE_BYTES_MAX,
     v1::{controller_service_server::ControllerServiceServer, node_service_server::NodeServiceServer},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use kube::Client;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+};
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
+use tonic::transport::{Server, server::Router};
 
 use crate::{
     config::{Config, Listen},
-    engine::{Engine, Input},
+    engine::{Engine, Input, Pulse},
+    health::Health,
+    kube_status,
+    metrics::Metrics,
+    progress,
     registry::Registry,
     service::Service,
     session::raised,
     socket::Socket,
-    source::{Batch, files::Files},
+    source::{
+        Batch,
+        files::Files,
+        kube::{Kube, connect},
+    },
     status::{self, About},
+    tls,
 };
+
+pub use crate::health::LogLevel;
 
 /// Inputs waiting for the engine; who has more waits.
 const INPUTS: usize = 64;
 /// Time streams have to end at shutdown.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Serves until `shutdown` is done (then Ok), or until a part of it ends that must not.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+/// Serves until `shutdown` is done (then Ok), or until a part of it ends that must not. `log_level` changes the level at run time.
+pub async fn run(
+    config: Config,
+    log_level: Option<LogLevel>,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
     let Listen::Unix(path) = &config.listen;
     let (_socket, listener) = Socket::bind(path)?;
     let started = SystemTime::now();
+    let metrics = Metrics::default();
+    let (source, source_text, cluster) = Source::of(&config, &metrics).await?;
     let about = About {
         instance: status::instance(started),
         started,
-        source: format!("files {}", config.manifests.display()),
+        source: source_text.clone(),
     };
-    let (engine, worlds) = Engine::new();
+    let control = config.kube.then(|| ControlPlane {
+        namespace: config.namespace.clone(),
+        service_account: config.service_account.clone(),
+    });
+    let (engine, worlds) = Engine::new(metrics.clone(), control);
+    let pulse = engine.pulse();
     let (inputs, engine_inputs) = mpsc::channel(INPUTS);
     let (batches, mut source_batches) = mpsc::channel::<Batch>(1);
     let engine_ended = thread("engine", move || engine.run(engine_inputs))?;
-    let files = Files::new(&config.manifests);
-    let source_ended = thread("source", move || files.run(&batches))?;
+    let source_ended = source.start(batches)?;
 
     let (stop, stopped) = watch::channel(false);
     let service = Service {
@@ -55,32 +82,38 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         worlds,
         stop: stopped.clone(),
         about: Arc::new(about),
+        metrics,
+        trust_domain: config.tls.listen_tls.map(|_| config.tls.trust_domain.clone()),
     };
-    let node_service = NodeServiceServer::new(service.clone())
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let server = Server::builder()
-        .add_service(node_service)
-        .add_service(ControllerServiceServer::new(service))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), until(stopped));
+    let nodes = nodes_over_tls(&config, cluster.as_ref(), &service);
+    let mut tasks = JoinSet::new();
+    let health = report(
+        &mut tasks,
+        &service,
+        cluster.clone(),
+        &config.namespace,
+        (pulse, log_level),
+    );
+    health.start(&config, &stopped).await?;
+    let incoming = UnixListenerStream::new(listener);
+    let server = router(service.clone()).serve_with_incoming_shutdown(incoming, until(stopped));
     tokio::pin!(server);
-    tracing::info!(socket = %path.display(), manifests = %config.manifests.display(), "serving");
+    tracing::info!(socket = %path.display(), source = source_text, "serving");
 
-    let forward = async {
-        while let Some(batch) = source_batches.recv().await {
-            if inputs.send(Input::Batch(batch)).await.is_err() {
-                return;
-            }
-        }
-    };
+    let forward = forward(&mut source_batches, &inputs);
     tokio::select! {
         served = &mut server => {
             served.context("serving the socket")?;
             bail!("the server ended by itself");
         }
-        _ = source_ended => bail!("the watch of {} ended; no change would be seen any more", config.manifests.display()),
+        served = nodes => {
+            served?;
+            bail!("the TLS server ended by itself");
+        }
+        _ = source_ended => bail!("the watch of {source_text} ended; no change would be seen any more"),
         _ = engine_ended => bail!("the compiler ended; no change would be compiled any more"),
         () = forward => bail!("the way from the source to the compiler is closed"),
+        Some(ended) = tasks.join_next() => bail!("a part that reports status ended: {ended:?}"),
         () = shutdown => {}
     }
     tracing::info!("shutting down; nodes keep enforcing what they hold");
@@ -90,6 +123,109 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     }
     tracing::warn!("streams did not end within {} s", GRACE.as_secs());
     Ok(())
+}
+
+/// Both services.
+fn router(service: Service) -> Router {
+    let node_service = NodeServiceServer::new(service.clone())
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    Server::builder()
+        .add_service(node_service)
+        .add_service(ControllerServiceServer::new(service))
+}
+
+/// Serves nodes over TLS where that is asked for; ends only with an error.
+async fn nodes_over_tls(config: &Config, cluster: Option<&Client>, service: &Service) -> anyhow::Result<()> {
+    if config.tls.listen_tls.is_none() {
+        return std::future::pending().await;
+    }
+    let secret = cluster.map(|client| (client, config.namespace.as_str()));
+    let authority = tls::serve::authority(&config.tls, secret)
+        .await
+        .context("certificate authority")?;
+    let stopped = service.stop.clone();
+    tls::serve::serve(&config.tls, authority, cluster.cloned(), service.clone(), stopped).await
+}
+
+/// Carries batches from the source to the engine until one of them is gone.
+async fn forward(batches: &mut mpsc::Receiver<Batch>, inputs: &mpsc::Sender<Input>) {
+    while let Some(batch) = batches.recv().await {
+        if inputs.send(Input::Batch(batch)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Starts what tells of progress, and on a cluster's objects too.
+fn report(
+    tasks: &mut JoinSet<()>,
+    service: &Service,
+    cluster: Option<Client>,
+    namespace: &str,
+    (pulse, log_level): (Pulse, Option<LogLevel>),
+) -> Health {
+    let (standing, standings) = watch::channel(Arc::default());
+    let health = Health {
+        about: Arc::clone(&service.about),
+        worlds: service.worlds.clone(),
+        standings: standings.clone(),
+        registry: service.registry.clone(),
+        metrics: service.metrics.clone(),
+        pulse,
+        log_level,
+    };
+    let (worlds, registry) = (service.worlds.clone(), service.registry.clone());
+    tasks.spawn(progress::run(worlds, registry, service.metrics.clone(), standing));
+    if let Some(client) = cluster {
+        let identity = service.about.instance.clone();
+        let namespace = namespace.to_owned();
+        tasks.spawn(kube_status::run(
+            client,
+            namespace,
+            identity,
+            standings,
+            service.metrics.clone(),
+        ));
+    }
+    health
+}
+
+/// Where objects come from.
+enum Source {
+    Files(PathBuf),
+    Kube(Kube),
+}
+
+impl Source {
+    /// The source the configuration names, what people are told of it, and the cluster when it is one.
+    async fn of(config: &Config, metrics: &Metrics) -> anyhow::Result<(Self, String, Option<Client>)> {
+        if let Some(path) = &config.manifests {
+            return Ok((Self::Files(path.clone()), format!("files {}", path.display()), None));
+        }
+        let (client, server) = connect(config.kubeconfig.as_deref()).await?;
+        let kube = Kube::new(client.clone(), config.install_crds, metrics.clone());
+        Ok((Self::Kube(kube), format!("kube {server}"), Some(client)))
+    }
+
+    /// The receiver is done when the source ended.
+    fn start(self, batches: mpsc::Sender<Batch>) -> anyhow::Result<oneshot::Receiver<()>> {
+        match self {
+            Self::Files(path) => {
+                let files = Files::new(&path);
+                thread("source", move || files.run(&batches))
+            }
+            Self::Kube(kube) => {
+                let (alive, ended) = oneshot::channel::<()>();
+                // Ends when nobody takes its batches.
+                drop(tokio::spawn(async move {
+                    let _alive = alive;
+                    kube.run(batches).await;
+                }));
+                Ok(ended)
+            }
+        }
+    }
 }
 
 async fn until(mut stopped: watch::Receiver<bool>) {

@@ -1,16 +1,28 @@
 //! The gRPC services: the node stream's first message, and status.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bulkhead_proto::{
     PROTOCOL_VERSION,
+    spiffe::TrustDomain,
     v1::{self, controller_service_server::ControllerService, node_message, node_service_server::NodeService},
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{engine::Input, registry::Registry, session::Session, status, world::World};
+use crate::{
+    engine::Input,
+    metrics::Metrics,
+    registry::Registry,
+    session::Session,
+    status,
+    tls::listener::{Caller, caller, refused},
+    world::World,
+};
 
 /// Messages waiting for the transport. Few: chunks are large, and what waits here is not newer than what is sent next.
 const OUTBOUND: usize = 4;
@@ -27,6 +39,9 @@ pub(crate) struct Service {
     pub(crate) worlds: watch::Receiver<Arc<World>>,
     pub(crate) stop: watch::Receiver<bool>,
     pub(crate) about: Arc<status::About>,
+    pub(crate) metrics: Metrics,
+    /// Whose certificates are believed; `None` where nobody comes over TLS.
+    pub(crate) trust_domain: Option<TrustDomain>,
 }
 
 async fn hello(inbound: &mut Streaming<v1::NodeMessage>) -> Result<v1::Hello, Status> {
@@ -49,6 +64,18 @@ async fn hello(inbound: &mut Streaming<v1::NodeMessage>) -> Result<v1::Hello, St
     Ok(hello)
 }
 
+/// Waits until a moment of the wall clock, which may be set meanwhile; for ever when there is none.
+async fn passed(moment: Option<SystemTime>) {
+    /// Between looks at the clock.
+    const LOOK: Duration = Duration::from_secs(30);
+    let Some(moment) = moment else {
+        return std::future::pending().await;
+    };
+    while let Ok(left) = moment.duration_since(SystemTime::now()) {
+        tokio::time::sleep(left.min(LOOK)).await;
+    }
+}
+
 #[tonic::async_trait]
 impl NodeService for Service {
     type ConnectStream = ReceiverStream<Result<v1::ControllerMessage, Status>>;
@@ -57,8 +84,24 @@ impl NodeService for Service {
         &self,
         request: Request<Streaming<v1::NodeMessage>>,
     ) -> Result<Response<Self::ConnectStream>, Status> {
+        let caller = caller(&request, self.trust_domain.as_ref())?;
         let mut inbound = request.into_inner();
         let hello = hello(&mut inbound).await?;
+        let until = match caller {
+            Caller::Local => None,
+            Caller::Node(node, until) if node == hello.node => Some(until),
+            Caller::Node(node, _) => {
+                let reason = format!("node {node} asks for the state of node {}", hello.node);
+                return Err(refused(None, &reason));
+            }
+            Caller::Unknown(remote) => {
+                let reason = format!(
+                    "node {} has no client certificate; get one from BootstrapService",
+                    hello.node
+                );
+                return Err(refused(remote, &reason));
+            }
+        };
         let seat = self
             .registry
             .enter(&hello.node, &hello.agent_version, &hello.layout)
@@ -71,14 +114,23 @@ impl NodeService for Service {
             "node connected"
         );
         let (outbound, stream) = mpsc::channel(OUTBOUND);
-        let mut session = Session::new(seat, &hello, self.engine.clone(), self.worlds.clone(), outbound);
+        let mut session = Session::new(seat, &hello, self, outbound);
         session.greet(v1::Welcome {
             controller_version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: PROTOCOL_VERSION,
             instance: self.about.instance.clone(),
         });
         // Ends with the stream or at shutdown; a panic in it takes its own stream with it and nothing else.
-        drop(tokio::spawn(session.run(inbound, self.stop.clone())));
+        let stop = self.stop.clone();
+        drop(tokio::spawn(async move {
+            tokio::select! {
+                () = session.run(inbound, stop) => {}
+                () = passed(until) => tracing::warn!(
+                    node = hello.node,
+                    "the stream is closed: the certificate it was opened with has ended"
+                ),
+            }
+        }));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }

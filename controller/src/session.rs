@@ -14,7 +14,7 @@ use bulkhead_proto::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Status, Streaming};
 
-use crate::{engine::Input, part::Part, registry::Seat, world::World};
+use crate::{engine::Input, metrics::Metrics, part::Part, registry::Seat, service::Service, world::World};
 
 /// First wait before an update the node refused is sent again; doubled up to [`RETRY_MAX`].
 const RETRY: Duration = Duration::from_secs(1);
@@ -38,6 +38,7 @@ struct InFlight {
 pub(crate) struct Session {
     seat: Seat,
     engine: mpsc::Sender<Input>,
+    metrics: Metrics,
     worlds: watch::Receiver<Arc<World>>,
     outbound: Outbound,
     outgoing: VecDeque<v1::ControllerMessage>,
@@ -52,13 +53,8 @@ pub(crate) struct Session {
 
 impl Session {
     /// A session after its Hello.
-    pub(crate) fn new(
-        seat: Seat,
-        hello: &v1::Hello,
-        engine: mpsc::Sender<Input>,
-        worlds: watch::Receiver<Arc<World>>,
-        outbound: Outbound,
-    ) -> Self {
+    pub(crate) fn new(seat: Seat, hello: &v1::Hello, service: &Service, outbound: Outbound) -> Self {
+        let worlds = service.worlds.clone();
         let held = hello
             .held
             .as_ref()
@@ -72,7 +68,8 @@ impl Session {
         let outgoing = VecDeque::new();
         Self {
             seat,
-            engine,
+            engine: service.engine.clone(),
+            metrics: service.metrics.clone(),
             worlds,
             outbound,
             outgoing,
@@ -300,11 +297,12 @@ impl Session {
         let shuts_down = |()| Status::unavailable("the controller shuts down");
         let input = Input::Announce {
             node,
-            endpoints: announcement.endpoints,
+            announcement,
             answer,
         };
         self.engine.send(input).await.map_err(|_| shuts_down(()))?;
         let rejected = answered.await.map_err(|_| shuts_down(()))?;
+        self.metrics.rejected(rejected.len());
         for v1::announcement_result::Rejection { workload, reason } in &rejected {
             let workload = workload.clone().unwrap_or_default();
             let (namespace, name) = (workload.namespace, workload.name);

@@ -13,6 +13,7 @@ use bulkhead_proto::v1;
 
 use crate::{
     part::Part,
+    progress::Enforcement,
     registry::NodeRecord,
     source::object_text,
     world::{PolicyEntry, World},
@@ -20,8 +21,6 @@ use crate::{
 
 /// Findings one answer has.
 const DIAGNOSTICS_MAX: usize = 1_000;
-/// Names of waiting nodes one policy has.
-const WAITING_MAX: usize = 10;
 
 /// What does not change while the process runs.
 #[derive(Clone, Debug)]
@@ -36,9 +35,8 @@ pub(crate) struct About {
 /// The answer to `GetStatus`.
 pub(crate) fn status(about: &About, world: &World, nodes: &BTreeMap<String, NodeRecord>) -> v1::ControllerStatus {
     let nodes_of = world.nodes_of_policies();
-    let none = BTreeMap::new();
     let policies = world.policies.iter().map(|(key, entry)| {
-        let needed = nodes_of.get(key.to_string().as_str()).unwrap_or(&none);
+        let needed = nodes_of.get(key.to_string().as_str());
         policy(key, entry, needed, world, nodes)
     });
     let left_out = world.diagnostics.len().saturating_sub(DIAGNOSTICS_MAX);
@@ -59,38 +57,25 @@ pub(crate) fn status(about: &About, world: &World, nodes: &BTreeMap<String, Node
 fn policy(
     key: &PolicyKey,
     entry: &PolicyEntry,
-    needed: &BTreeMap<&str, u32>,
+    needed: Option<&BTreeMap<&str, u32>>,
     world: &World,
     nodes: &BTreeMap<String, NodeRecord>,
 ) -> v1::PolicyStatus {
     let text = object_text(&ObjectKey::Policy(key.clone()));
     let refused = |found: &Diagnostic| found.severity == Severity::Error && found.object == text;
-    let mut waiting = Vec::new();
-    let mut slowest = Some(Duration::ZERO);
-    for name in needed.keys() {
-        match nodes.get(*name).map(|record| (record.held() >= entry.revision, record)) {
-            Some((true, record)) => {
-                let after = record.held_since(entry.revision).map(|at| {
-                    // A node that connected later is not to blame for the time before.
-                    at.saturating_duration_since(record.connected_at.map_or(entry.seen, |at| at.max(entry.seen)))
-                });
-                slowest = slowest.zip(after).map(|(slowest, after)| slowest.max(after));
-            }
-            _ => waiting.push((*name).to_owned()),
-        }
-    }
-    let enforced = needed.len() - waiting.len();
-    let latency = slowest.filter(|_| waiting.is_empty() && !needed.is_empty());
-    waiting.truncate(WAITING_MAX);
+    let enforcement = Enforcement::of(entry, needed, nodes);
     v1::PolicyStatus {
         policy: Some(key.into()),
         generation: entry.generation,
         accepted: !world.diagnostics.iter().any(refused),
-        endpoints: needed.values().sum(),
-        nodes_needed: count(needed.len()),
-        nodes_enforced: count(enforced),
-        nodes_waiting: waiting,
-        enforced_after_ms: latency.map(milliseconds),
+        endpoints: enforcement.endpoints,
+        nodes_needed: count(enforcement.needed),
+        nodes_enforced: count(enforcement.enforced),
+        enforced_after_ms: enforcement
+            .slowest()
+            .filter(|_| enforcement.needed > 0)
+            .map(milliseconds),
+        nodes_waiting: enforcement.waiting,
     }
 }
 

@@ -17,6 +17,8 @@ use bulkhead_proto::{state_digest::StateDigest, v1};
 /// A policy as it is in force at a revision.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct PolicyEntry {
+    /// `metadata.uid`; empty when the source has none.
+    pub(crate) uid: String,
     pub(crate) generation: i64,
     pub(crate) spec_digest: Digest,
     /// The revision that brought this version.

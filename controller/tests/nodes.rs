@@ -245,7 +245,10 @@ async fn announced_addresses_are_checked_and_shared() {
     };
     let endpoints = vec![endpoint("late", [10, 0, 1, 7]), endpoint("db", [10, 0, 2, 1])];
     first
-        .send(NodeMessage::Announcement(v1::Announcement { endpoints }))
+        .send(NodeMessage::Announcement(v1::Announcement {
+            endpoints,
+            node_addresses: Vec::new(),
+        }))
         .await;
     let update = second.update().await;
     assert_eq!(
@@ -353,7 +356,7 @@ async fn findings_and_sizes_are_in_the_status_and_a_second_instance_is_refused()
         (2, 1, 2, 2)
     );
     assert!(status.source.ends_with("manifests"));
-    let error = bulkhead_controller::run::run(controller.config(), std::future::pending())
+    let error = bulkhead_controller::run::run(controller.config(), None, std::future::pending())
         .await
         .unwrap_err();
     assert!(

@@ -18,7 +18,7 @@ mod schema;
 
 pub use lower::lower;
 pub(crate) use lower::lower_value;
-pub use schema::crd_yaml;
+pub use schema::{crd, crd_yaml};
 
 /// A network policy for the whole cluster, in the tier above or below the namespaces' own policies.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{cidr, read::read, report::Report};
+use crate::{cidr, read::read_part, report::Report};
 
 mod pod;
 mod service;
@@ -55,8 +55,8 @@ impl Metadata {
 
 /// Reads a type, or reports that the object is left out and why.
 pub(crate) fn read_fact<T: serde::de::DeserializeOwned>(value: &Value, report: &mut Report<'_>) -> Option<T> {
-    match read::<T>(value) {
-        Ok((fact, _)) => Some(fact),
+    match read_part::<T>(value) {
+        Ok(fact) => Some(fact),
         Err(misfit) => {
             report.error(
                 misfit.field,

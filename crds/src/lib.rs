@@ -2,7 +2,7 @@
 //! policies that the compiler takes. Kubernetes types stop here.
 //!
 //! ```text
-//! text ─► value (YAML, JSON) ─► documents ─► facts, network_policy, cluster_network_policy ─► manifests (duplicates, what is left out)
+//! text ─► value (YAML, JSON) ─► documents ─► document (facts, network_policy, cluster_network_policy) ─► manifests (duplicates, what is left out)
 //! ```
 //!
 //! Nothing here fails: what is wrong with the input is a [`Diagnostic`](bulkhead_policy::diagnostic::Diagnostic) beside the result,
@@ -10,6 +10,7 @@
 
 mod cidr;
 pub mod cluster_network_policy;
+mod document;
 mod documents;
 mod facts;
 mod manifests;
@@ -19,6 +20,7 @@ mod report;
 mod selector;
 mod value;
 
+pub use document::{Meaning, lower_document};
 pub use facts::HostPod;
 pub use manifests::{Lowered, Manifests, lower};
 pub use report::Report;

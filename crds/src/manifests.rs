@@ -1,4 +1,4 @@
-//! From files to the objects of a cluster: every kind to its lowering, duplicates resolved, what is left out said once.
+//! From files to the objects of a cluster: duplicates resolved, what is left out said once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,23 +6,13 @@ use bulkhead_policy::{
     diagnostic::{Diagnostic, Severity},
     model::{Object, ObjectKey, WorkloadKey},
 };
-use serde_json::Value;
 
 use crate::{
-    cluster_network_policy,
+    document::{Meaning, lower_document, name_of},
     documents::{self, Document},
-    facts::{self, HostPod, Pod},
-    network_policy,
+    facts::HostPod,
     report::Report,
 };
-
-/// Kinds of policy that this version does not read: leaving one of them out leaves something open, so it is an error.
-const POLICIES_NOT_READ: &[&str] = &[
-    "NetworkPolicy",
-    "ClusterNetworkPolicy",
-    "AdminNetworkPolicy",
-    "BaselineAdminNetworkPolicy",
-];
 
 /// Files, one after the other.
 #[derive(Debug, Default)]
@@ -36,14 +26,7 @@ pub struct Manifests {
 #[derive(Debug)]
 struct Kept {
     source: String,
-    what: What,
-}
-
-#[derive(Debug)]
-enum What {
-    Object(Object),
-    Host(HostPod),
-    Ended,
+    meaning: Meaning,
 }
 
 /// What the files say.
@@ -112,15 +95,15 @@ impl Manifests {
             ..Lowered::default()
         };
         for (key, kept) in self.kept {
-            match (kept.what, &key) {
-                (What::Object(object), _) => lowered.objects.push(object),
-                (What::Host(pod), _) => {
+            match kept.meaning {
+                Meaning::Object(object) => lowered.objects.push(*object),
+                Meaning::HostPod(pod) => {
                     lowered.host_pods.insert(pod.key.clone(), pod);
                 }
-                (What::Ended, ObjectKey::Workload(workload)) => {
-                    lowered.ended_pods.insert(workload.clone());
+                Meaning::EndedPod(pod) => {
+                    lowered.ended_pods.insert(pod);
                 }
-                (What::Ended, _) => {}
+                Meaning::Nothing | Meaning::Unreadable | Meaning::UnknownKind => {}
             }
             lowered.sources.insert(key, kept.source);
         }
@@ -134,56 +117,19 @@ impl Manifests {
             kind,
             value,
         } = document;
-        let mut report = Report::new(source, name_of(kind, value), &mut self.diagnostics);
-        let lowered = match (api_version.as_str(), kind.as_str()) {
-            ("v1", "Namespace") => facts::lower_namespace(value, &mut report).map(Object::Namespace),
-            ("v1", "Node") => facts::lower_node(value, &mut report).map(Object::Node),
-            ("v1", "Service") => facts::lower_service(value, &mut report).map(Object::Service),
-            ("v1", "Pod") => {
-                let pod = facts::lower_pod(value, &mut report);
-                return self.add_pod(pod, source, kind, value);
-            }
-            ("discovery.k8s.io/v1", "EndpointSlice") => {
-                facts::lower_endpoint_slice(value, &mut report).map(Object::EndpointSlice)
-            }
-            ("networking.k8s.io/v1", "NetworkPolicy") => {
-                network_policy::lower_value(value, &mut report).map(Object::Policy)
-            }
-            ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") => {
-                cluster_network_policy::lower_value(value, &mut report).map(Object::Policy)
-            }
-            _ if POLICIES_NOT_READ.contains(&kind.as_str()) => {
-                let message = format!(
-                    "{api_version} of {kind} is not read, so the policy is not applied; convert it to NetworkPolicy networking.k8s.io/v1 or ClusterNetworkPolicy policy.networking.k8s.io/v1alpha2"
-                );
-                return report.error("apiVersion", message);
-            }
-            _ => return self.leave_out(document),
+        let meaning = lower_document(api_version, kind, value, source, &mut self.diagnostics);
+        let key = match &meaning {
+            Meaning::Object(object) => object.key(),
+            Meaning::HostPod(pod) => ObjectKey::Workload(pod.key.clone()),
+            Meaning::EndedPod(pod) => ObjectKey::Workload(pod.clone()),
+            Meaning::Nothing | Meaning::Unreadable => return,
+            Meaning::UnknownKind => return self.leave_out(document),
         };
-        if let Some(object) = lowered {
-            let key = object.key();
-            self.keep(key, What::Object(object), source, kind, value);
-        }
-    }
-
-    fn add_pod(&mut self, pod: Option<Pod>, source: &str, kind: &str, value: &Value) {
-        let (key, what) = match pod {
-            None => return,
-            Some(Pod::Workload(workload)) => (workload.key.clone(), What::Object(Object::Workload(workload))),
-            Some(Pod::Host(pod)) => (pod.key.clone(), What::Host(pod)),
-            Some(Pod::Ended(key)) => (key, What::Ended),
+        let kept = Kept {
+            source: source.clone(),
+            meaning,
         };
-        self.keep(ObjectKey::Workload(key), what, source, kind, value);
-    }
-
-    fn keep(&mut self, key: ObjectKey, what: What, source: &str, kind: &str, value: &Value) {
-        if let Some(before) = self.kept.insert(
-            key,
-            Kept {
-                source: source.to_owned(),
-                what,
-            },
-        ) {
+        if let Some(before) = self.kept.insert(key, kept) {
             let mut report = Report::new(source, name_of(kind, value), &mut self.diagnostics);
             report.warning(
                 "metadata.name",
@@ -201,20 +147,5 @@ impl Manifests {
             .entry(key)
             .or_insert_with(|| (0, document.source.clone()))
             .0 += 1;
-    }
-}
-
-/// `Kind namespace/name`, as far as the object says it.
-fn name_of(kind: &str, value: &Value) -> String {
-    let word = |path| value.pointer(path).and_then(Value::as_str).unwrap_or_default();
-    let cluster_scoped = matches!(
-        kind,
-        "Namespace" | "Node" | "ClusterNetworkPolicy" | "AdminNetworkPolicy" | "BaselineAdminNetworkPolicy"
-    );
-    match (word("/metadata/namespace"), word("/metadata/name")) {
-        (_, "") => format!("{kind} without a name"),
-        (_, name) if cluster_scoped => format!("{kind} {name}"),
-        ("", name) => format!("{kind} default/{name}"),
-        (namespace, name) => format!("{kind} {namespace}/{name}"),
     }
 }

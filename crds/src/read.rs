@@ -56,6 +56,14 @@ pub(crate) fn read<T: DeserializeOwned>(value: &Value) -> Result<(T, Unknown), M
     }
 }
 
+/// Reads a type from a tree, whatever else the tree has. What a fact is made of is a small part of its object.
+pub(crate) fn read_part<T: DeserializeOwned>(value: &Value) -> Result<T, Misfit> {
+    serde_path_to_error::deserialize(value).map_err(|error| Misfit {
+        field: field(error.path()),
+        message: error.inner().to_string(),
+    })
+}
+
 /// The path of `field` of the part that lies at `path`.
 pub(crate) fn join(path: &str, field: &str) -> String {
     if field.is_empty() || field.starts_with('[') {

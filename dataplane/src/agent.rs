@@ -2,9 +2,7 @@
 
 use std::{
     fs::File,
-    ops::RangeInclusive,
     os::fd::AsFd,
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,7 +13,6 @@ use std::{
 
 use anyhow::{Context, Result};
 use bulkhead_proto::v1::agent_service_server::AgentServiceServer;
-use clap::Parser;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -24,65 +21,37 @@ use tokio::{
 use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::{
-    clock,
+    clock, commands, cri,
     endpoints::LinkChanges,
     flows::{self, history},
+    gate::{Admissions, Gate},
+    health::{self, Health},
     kernel::{Fuse, Kernel},
+    metrics::Metrics,
     names::{DeviceNames, Names},
+    options::{self, Options, RuntimeSocket},
     server::{self, Agent},
     store::Store,
-    stream::{Address, Connection, Stream},
+    stream::{Connection, Stream},
     sync::{self, Holding, Input, Sync},
+    tls::Tls,
 };
 
 /// Things the sync thread has not taken yet: one revision, one notice, and the questions of status readers.
 const QUEUE: usize = 64;
-
-/// Enforces Bulkhead's policies on the pods of this node. Enforcement goes on when the agent ends, however it ends.
-#[derive(Debug, Parser)]
-#[command(name = "bulkhead-agent", version)]
-pub struct Options {
-    /// Name of this node, as the controller knows it
-    #[arg(long, env = "BULKHEAD_NODE")]
-    node: String,
-    /// Where the controller listens: <unix:/ABSOLUTE/PATH>
-    #[arg(
-        long,
-        env = "BULKHEAD_CONTROLLER",
-        default_value = "unix:/run/bulkhead/controller.sock"
-    )]
-    controller: Address,
-    /// Socket to serve flows, status and endpoints on (made with mode 0600)
-    #[arg(long, env = "BULKHEAD_SOCKET", default_value = "/run/bulkhead/agent.sock")]
-    socket: PathBuf,
-    /// Folder for pinned maps and links; a bpffs is mounted there if none is
-    #[arg(long, env = "BULKHEAD_BPFFS", default_value = "/run/bulkhead/bpf")]
-    bpffs: PathBuf,
-    /// Folder for the last state, which is used while the controller is away
-    #[arg(long, env = "BULKHEAD_STATE_DIR", default_value = "/var/lib/bulkhead")]
-    state_dir: PathBuf,
-    /// Network namespace to work in: where the host-side devices of pods are. Default: the agent's own
-    #[arg(long)]
-    netns: Option<PathBuf>,
-    /// For tests: kill this process after so many map writes
-    #[arg(long, hide = true)]
-    fail_after_writes: Option<u64>,
-    /// For tests: map writes FIRST-LAST fail
-    #[arg(long, hide = true, value_parser = numbers)]
-    refuse_writes: Option<RangeInclusive<u64>>,
-}
-
-fn numbers(text: &str) -> Result<RangeInclusive<u64>, String> {
-    let parse = |number: &str| number.parse::<u64>().map_err(|error| error.to_string());
-    let (first, last) = text.split_once('-').ok_or("not FIRST-LAST")?;
-    Ok(parse(first)?..=parse(last)?)
-}
 
 /// Enters the namespace, then runs until told to end.
 ///
 /// # Errors
 /// Whatever makes it impossible to begin; later troubles are logged, shown in status and tried again.
 pub fn run(options: Options) -> Result<()> {
+    match options.command {
+        Some(command) => commands::run(command),
+        None => serve(options.agent),
+    }
+}
+
+fn serve(options: options::Agent) -> Result<()> {
     if let Some(path) = &options.netns {
         // Before any thread is started: threads inherit it.
         let file = File::open(path).with_context(|| format!("network namespace {}", path.display()))?;
@@ -110,6 +79,7 @@ pub fn run(options: Options) -> Result<()> {
 struct Parts {
     sync: SyncSender<Input>,
     agent: Arc<Agent>,
+    node: String,
     holding: watch::Receiver<Holding>,
     connection: watch::Sender<Connection>,
     stop: Arc<AtomicBool>,
@@ -117,8 +87,10 @@ struct Parts {
 }
 
 impl Parts {
-    fn start(options: &Options, kernel: Kernel) -> Result<Self> {
+    fn start(options: &options::Agent, kernel: Kernel) -> Result<Self> {
+        let node = options.node.clone().context("the node has no name: option --node")?;
         let names = Arc::new(Names::default());
+        let metrics = Arc::new(Metrics::default());
         let devices = Arc::new(DeviceNames::default());
         let history = Arc::new(history::History::new(history::LIMIT));
         let counters = Arc::new(flows::Counters::default());
@@ -129,13 +101,14 @@ impl Parts {
             devices: devices.clone(),
             holding: holding_sender,
             usage: Arc::default(),
+            metrics: metrics.clone(),
         };
         let usage = shared.usage.clone();
         let maps = kernel.maps.clone();
         let ring = kernel.events()?;
         let writer = kernel.writer(Fuse::new(options.fail_after_writes, options.refuse_writes.clone()))?;
         let store = Store::open(&options.state_dir)?;
-        let state = Sync::start(&options.node, kernel, writer, store, shared)?;
+        let state = Sync::start(&node, kernel, writer, store, shared)?;
 
         let (sync, inputs) = sync_channel(QUEUE);
         let syncing = thread::Builder::new()
@@ -157,8 +130,16 @@ impl Parts {
             .name("links".to_owned())
             .spawn(move || watch_links(&changes, &notices, &stopped))?;
         let (connection, connected) = watch::channel(Connection::default());
+        let gate = Gate {
+            start: options.start_gate,
+            control: options.control_namespace.iter().cloned().collect(),
+            sync: sync.clone(),
+            holding: holding.clone(),
+            connection: connected.clone(),
+            admissions: Admissions::default(),
+        };
         let agent = Arc::new(Agent {
-            node: options.node.as_str().into(),
+            node: node.as_str().into(),
             started: clock::wall(),
             history,
             counters,
@@ -167,10 +148,13 @@ impl Parts {
             sync: sync.clone(),
             holding: holding.clone(),
             connection: connected,
+            gate,
+            metrics,
         });
         Ok(Self {
             sync,
             agent,
+            node,
             holding,
             connection,
             stop,
@@ -179,13 +163,14 @@ impl Parts {
     }
 
     /// Runs the tasks until a signal asks to end, or the sync thread is gone.
-    async fn serve(&self, options: Options, listener: std::os::unix::net::UnixListener) -> Result<()> {
+    async fn serve(&self, options: options::Agent, listener: std::os::unix::net::UnixListener) -> Result<()> {
         let listener = tokio::net::UnixListener::from_std(listener).context("listening")?;
         let mut terminate = signal(SignalKind::terminate()).context("waiting for signals")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("waiting for signals")?;
         let stream = Stream {
-            node: options.node,
-            address: options.controller,
+            tls: Tls::new(&self.node, &options.tls, &options.state_dir),
+            node: self.node.clone(),
+            address: options.controller.clone(),
             sync: self.sync.clone(),
             holding: self.holding.clone(),
             connection: self.connection.clone(),
@@ -195,14 +180,51 @@ impl Parts {
         let server = tonic::transport::Server::builder()
             .add_service(service)
             .serve_with_incoming(UnixListenerStream::new(listener));
+        let beside = self.beside(&options);
         let mut holding = self.holding.clone();
         let sync_gone = async move { while holding.changed().await.is_ok() {} };
         tokio::select! {
             result = server => result.context("serving the socket"),
             () = stream.run() => Ok(()),
+            result = beside => result,
             () = sync_gone => anyhow::bail!("the sync thread has ended: its last message above says why"),
             _ = terminate.recv() => Ok(()),
             _ = interrupt.recv() => Ok(()),
+        }
+    }
+
+    /// Asks the container runtime, keeps the CNI plugin installed, tells of health: as far as the options say so.
+    async fn beside(&self, options: &options::Agent) -> Result<()> {
+        let (runtime_trouble, runtime) = watch::channel(String::new());
+        let (install_trouble, install) = watch::channel(String::new());
+        let RuntimeSocket(socket) = options.cri_socket.clone();
+        let watching = async {
+            if let Some(socket) = socket {
+                cri::watch(socket, self.sync.clone(), runtime_trouble).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let installing = async {
+            if options.cni_install {
+                options.installation().keep(install_trouble).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let telling = async {
+            let health = Health {
+                agent: self.agent.clone(),
+                install,
+                runtime,
+            };
+            match options.health_listen {
+                Some(address) => health::serve(address, health).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = watching => Ok(()),
+            () = installing => Ok(()),
+            result = telling => result,
         }
     }
 

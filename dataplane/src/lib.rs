@@ -9,14 +9,24 @@
 
 pub mod agent;
 mod clock;
+pub mod cni;
+mod commands;
+mod cri;
 mod endpoints;
 mod flows;
+mod gate;
+mod health;
 pub mod kernel;
+mod metrics;
 mod names;
+mod options;
 mod server;
 mod store;
 mod stream;
 mod sync;
+mod tls;
+
+pub use options::Options;
 
 /// An error with its causes in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

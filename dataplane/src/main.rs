@@ -2,7 +2,7 @@
 
 use std::{io::IsTerminal, process::ExitCode};
 
-use bulkhead_dataplane::agent::{self, Options};
+use bulkhead_dataplane::{Options, agent};
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 

@@ -24,10 +24,10 @@ const REMEMBERED: u64 = 60_000_000_000;
 /// Whose address it is.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Party {
-    /// Namespace and pod; an empty namespace and the node's name for a node.
+    /// Namespace and pod, or Service; an empty namespace and the node's name for a node.
     pub(crate) name: Option<WorkloadKey>,
-    /// True for a node's own address.
-    pub(crate) is_node: bool,
+    /// What the name is a name of; `None` of an address that is bound to nothing.
+    pub(crate) kind: Option<AddressKind>,
     /// Node it is on, or that it is.
     pub(crate) node: Option<String>,
 }
@@ -204,6 +204,7 @@ impl Names {
             rule::DEFAULT_ALLOW => builtin(Builtin::DefaultAllow),
             rule::CONTROL => builtin(Builtin::Control),
             rule::UNMANAGED => builtin(Builtin::Unmanaged),
+            rule::MIXED_BACKENDS => builtin(Builtin::MixedBackends),
             number => match self.meaning(intern_kind::RULE, number) {
                 Some(meaning) => meaning.text,
                 None => format!("unknown rule {number}").into(),
@@ -237,7 +238,7 @@ fn labels(atoms: &str) -> Vec<String> {
 fn party(binding: &bulkhead_policy::state::Binding) -> Party {
     Party {
         name: Some(binding.name.clone()),
-        is_node: binding.kind == AddressKind::Node,
+        kind: Some(binding.kind),
         node: binding.node.clone(),
     }
 }

@@ -10,14 +10,16 @@ use std::{
         atomic::Ordering,
         mpsc::{SyncSender, TrySendError},
     },
+    time::Duration,
 };
 
 use bulkhead_policy::plan::Usage;
 use bulkhead_proto::{
     filter::Filters,
     v1::{
-        AgentStatus, EndpointStatus, Flow, GetAgentStatusRequest, GetEndpointsRequest, GetEndpointsResponse,
-        GetFlowsRequest, GetFlowsResponse, LossPlace, LostFlows, MapUsage, VerdictCount,
+        AgentStatus, AttachPodRequest, AttachPodResponse, Bypass, CheckPodRequest, DetachPodRequest, DetachPodResponse,
+        EndpointStatus, Flow, GetAgentStatusRequest, GetEndpointsRequest, GetEndpointsResponse, GetFlowsRequest,
+        GetFlowsResponse, LossPlace, LostFlows, MapUsage, SetBypassRequest, SetBypassResponse, VerdictCount,
         agent_service_server::AgentService, get_flows_response,
     },
 };
@@ -36,7 +38,9 @@ use crate::{
         Counters,
         history::{Batch, Entry, History, Loss},
     },
+    gate::Gate,
     kernel::Maps,
+    metrics::Metrics,
     stream::Connection,
     sync::{Holding, Input},
 };
@@ -59,7 +63,14 @@ pub(crate) struct Agent {
     pub(crate) sync: SyncSender<Input>,
     pub(crate) holding: watch::Receiver<Holding>,
     pub(crate) connection: watch::Receiver<Connection>,
+    pub(crate) gate: Gate,
+    pub(crate) metrics: Arc<Metrics>,
 }
+
+/// Longest bypass: a person who needs more says so again.
+const BYPASS_MAX: u64 = 24 * 60 * 60;
+/// Longest wait for room in the sync thread's queue.
+const QUEUE_WAIT: Duration = Duration::from_secs(2);
 
 /// Listens on a socket that only root can open. Refuses to take the socket of an agent that answers.
 pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
@@ -225,6 +236,60 @@ impl AgentService for Agent {
     }
 
     async fn get_status(&self, _: Request<GetAgentStatusRequest>) -> Result<Response<AgentStatus>, Status> {
+        self.status().map(Response::new)
+    }
+
+    async fn get_endpoints(&self, _: Request<GetEndpointsRequest>) -> Result<Response<GetEndpointsResponse>, Status> {
+        let (reply, answer) = oneshot::channel::<Vec<EndpointStatus>>();
+        self.sync
+            .try_send(Input::Describe(reply))
+            .map_err(|error| match error {
+                TrySendError::Full(_) => Status::resource_exhausted("the agent is busy with an update; try again"),
+                TrySendError::Disconnected(_) => Status::unavailable("the agent is stopping"),
+            })?;
+        let endpoints = answer.await.map_err(|_| Status::unavailable("the agent is stopping"))?;
+        Ok(Response::new(GetEndpointsResponse { endpoints }))
+    }
+
+    async fn attach_pod(&self, request: Request<AttachPodRequest>) -> Result<Response<AttachPodResponse>, Status> {
+        self.gate.attach(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn check_pod(&self, request: Request<CheckPodRequest>) -> Result<Response<AttachPodResponse>, Status> {
+        Ok(Response::new(self.gate.check(request.into_inner())))
+    }
+
+    async fn detach_pod(&self, request: Request<DetachPodRequest>) -> Result<Response<DetachPodResponse>, Status> {
+        let input = Input::Detach(request.into_inner().sandbox);
+        self.gate.tell(input, tokio::time::Instant::now() + QUEUE_WAIT).await?;
+        Ok(Response::new(DetachPodResponse {}))
+    }
+
+    async fn set_bypass(&self, request: Request<SetBypassRequest>) -> Result<Response<SetBypassResponse>, Status> {
+        let SetBypassRequest { seconds, reason } = request.into_inner();
+        let seconds = u64::from(seconds);
+        if seconds > BYPASS_MAX {
+            return Err(Status::invalid_argument("a bypass lasts 24 hours at most"));
+        }
+        if reason.trim().is_empty() {
+            return Err(Status::invalid_argument(
+                "a bypass needs a reason: people will ask for it",
+            ));
+        }
+        let (reply, answer) = oneshot::channel();
+        let until = clock::wall().saturating_add(seconds.saturating_mul(1_000_000_000));
+        let until = if seconds == 0 { 0 } else { until };
+        let input = Input::Bypass { until, reason, reply };
+        self.gate.tell(input, tokio::time::Instant::now() + QUEUE_WAIT).await?;
+        let result = answer.await.map_err(|_| Status::unavailable("the agent is stopping"))?;
+        let devices = result.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(SetBypassResponse { devices }))
+    }
+}
+
+impl Agent {
+    /// What is so now.
+    pub(crate) fn status(&self) -> Result<AgentStatus, Status> {
         let holding = self.holding.borrow().clone();
         let connection = self.connection.borrow().clone();
         let count = |enforced: fn(&bulkhead_proto::v1::EndpointGeneration) -> bool| {
@@ -235,7 +300,7 @@ impl AgentService for Agent {
             .stats
             .sums()
             .map_err(|error| Status::internal(crate::chain(&error)))?;
-        Ok(Response::new(AgentStatus {
+        Ok(AgentStatus {
             node: self.node.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             layout: LAYOUT.to_owned(),
@@ -254,23 +319,14 @@ impl AgentService for Agent {
             maps: self.map_usage(),
             verdicts: verdicts(&sums),
             lost: self.losses(),
-        }))
+            unmanaged: holding.unmanaged,
+            bypass: holding.bypass.map(|(until, reason)| Bypass {
+                until: clock::timestamp(until),
+                reason,
+            }),
+        })
     }
 
-    async fn get_endpoints(&self, _: Request<GetEndpointsRequest>) -> Result<Response<GetEndpointsResponse>, Status> {
-        let (reply, answer) = oneshot::channel::<Vec<EndpointStatus>>();
-        self.sync
-            .try_send(Input::Describe(reply))
-            .map_err(|error| match error {
-                TrySendError::Full(_) => Status::resource_exhausted("the agent is busy with an update; try again"),
-                TrySendError::Disconnected(_) => Status::unavailable("the agent is stopping"),
-            })?;
-        let endpoints = answer.await.map_err(|_| Status::unavailable("the agent is stopping"))?;
-        Ok(Response::new(GetEndpointsResponse { endpoints }))
-    }
-}
-
-impl Agent {
     fn map_usage(&self) -> Vec<MapUsage> {
         let usage = *self.usage.lock().unwrap_or_else(PoisonError::into_inner);
         let number = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);

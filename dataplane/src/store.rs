@@ -21,7 +21,9 @@ use bulkhead_proto::{
 use prost::Message;
 use thiserror::Error;
 
-const FILE: &str = "state.bulkhead";
+/// Name of the file. Its presence says that the node has had a state, which the CNI plugin looks at too.
+pub(crate) const FILE: &str = "state.bulkhead";
+const PODS_FILE: &str = "pods.json";
 /// Differences may at least be this long before the file is written anew, bytes.
 const SLACK: u64 = 1 << 20;
 
@@ -71,6 +73,16 @@ impl Store {
             snapshot_bytes: 0,
             appended_bytes: 0,
         })
+    }
+
+    /// True when a state was ever kept here, readable or not.
+    pub(crate) fn exists(&self) -> bool {
+        self.path.exists()
+    }
+
+    /// Where the pods of this node are kept: beside the state.
+    pub(crate) fn pods_path(&self) -> PathBuf {
+        self.path.with_file_name(PODS_FILE)
     }
 
     /// Reads the last whole revision; `None` when there is no file.

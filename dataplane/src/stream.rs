@@ -1,11 +1,16 @@
 //! The node's end of the controller's stream: says what is held, takes revisions one at a time, acknowledges when the kernel
 //! holds them, and comes back when the controller does.
 
-use std::{path::PathBuf, sync::mpsc::SyncSender, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::mpsc::SyncSender,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context, Result, bail};
 use bulkhead_proto::{
     MESSAGE_BYTES_MAX, PROTOCOL_VERSION,
+    convert::address_to_bytes,
     update::{Assembler, Revision},
     v1::{
         Ack, Announcement, ControllerMessage, Held, Hello, NodeMessage, controller_message, node_message,
@@ -27,6 +32,7 @@ use tonic::{
 use crate::{
     clock,
     sync::{Holding, Input},
+    tls::Tls,
 };
 
 /// First pause before another try; it doubles up to [`RETRY_MAX`].
@@ -43,23 +49,35 @@ const OUTBOX: usize = 64;
 pub(crate) enum Address {
     /// `unix:PATH`.
     Unix(PathBuf),
+    /// `https://HOST:PORT`: TCP with mutual TLS.
+    Tls(String),
 }
 
 impl std::str::FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.strip_prefix("unix:") {
-            Some(path) if path.starts_with('/') => Ok(Self::Unix(path.into())),
-            _ => Err(format!("{text}: not unix:/ABSOLUTE/PATH")),
+        if let Some(path) = text.strip_prefix("unix:").filter(|path| path.starts_with('/')) {
+            return Ok(Self::Unix(path.into()));
+        }
+        let place = text.strip_prefix("https://");
+        match place.filter(|place| {
+            place
+                .rsplit_once(':')
+                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        }) {
+            Some(place) => Ok(Self::Tls(place.to_owned())),
+            None => Err(format!("{text}: neither unix:/ABSOLUTE/PATH nor https://HOST:PORT")),
         }
     }
 }
 
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self::Unix(path) = self;
-        write!(f, "unix:{}", path.display())
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tls(place) => write!(f, "https://{place}"),
+        }
     }
 }
 
@@ -74,6 +92,7 @@ pub(crate) struct Connection {
 pub(crate) struct Stream {
     pub(crate) node: String,
     pub(crate) address: Address,
+    pub(crate) tls: Tls,
     pub(crate) sync: SyncSender<Input>,
     pub(crate) holding: watch::Receiver<Holding>,
     pub(crate) connection: watch::Sender<Connection>,
@@ -110,7 +129,8 @@ impl Stream {
 
     /// One connection, until it ends.
     async fn connect(&mut self) -> Result<()> {
-        let mut client = NodeServiceClient::new(channel(&self.address).await?)
+        let (channel, until) = channel(&self.address, &self.tls).await?;
+        let mut client = NodeServiceClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX * 2)
             .max_encoding_message_size(MESSAGE_BYTES_MAX * 2);
         let (outbox, messages) = mpsc::channel(OUTBOX);
@@ -136,7 +156,13 @@ impl Stream {
             connected: true,
             error: String::new(),
         });
-        let served = self.serve(&mut inbox, &outbox).await;
+        let served = tokio::select! {
+            served = self.serve(&mut inbox, &outbox) => served,
+            () = reached(until) => {
+                tracing::info!(controller = %self.address, "coming back with a newer certificate");
+                Ok(())
+            }
+        };
         // Letting go of the stream at once would reset it, and with it what was said last, which is why we leave.
         drop(outbox);
         let farewell = async { while let Ok(Some(_)) = inbox.message().await {} };
@@ -250,6 +276,7 @@ fn ack(holding: &Holding, revision: u64, error: String) -> node_message::Message
 fn announcement(holding: &Holding) -> node_message::Message {
     node_message::Message::Announcement(Announcement {
         endpoints: holding.announced.clone(),
+        node_addresses: holding.own.iter().map(|address| address_to_bytes(*address)).collect(),
     })
 }
 
@@ -270,15 +297,48 @@ async fn message(inbox: &mut Streaming<ControllerMessage>) -> Result<Option<cont
         .context("the controller sent a message this agent does not know: upgrade the agent")
 }
 
-async fn channel(address: &Address) -> Result<Channel> {
-    let Address::Unix(path) = address.clone();
+/// Waits until a moment of the wall clock, which may be set meanwhile; for ever when there is none.
+async fn reached(moment: Option<SystemTime>) {
+    /// Between looks at the clock.
+    const LOOK: Duration = Duration::from_secs(30);
+    let Some(moment) = moment else {
+        return std::future::pending().await;
+    };
+    while let Ok(left) = moment.duration_since(SystemTime::now()) {
+        tokio::time::sleep(left.min(LOOK)).await;
+    }
+}
+
+/// A channel, and when to come back with a newer certificate.
+async fn channel(address: &Address, tls: &Tls) -> Result<(Channel, Option<SystemTime>)> {
+    match address {
+        Address::Unix(path) => {
+            let channel = unix_channel(path, None)
+                .await
+                .with_context(|| format!("connecting to {address}; is the controller running?"))?;
+            Ok((channel, None))
+        }
+        Address::Tls(place) => {
+            let (channel, until) = tls.channel(place).await?;
+            Ok((channel, Some(until)))
+        }
+    }
+}
+
+/// A channel over a unix socket; `answer_max` bounds the time of each call.
+pub(crate) async fn unix_channel(
+    path: &Path,
+    answer_max: Option<Duration>,
+) -> Result<Channel, tonic::transport::Error> {
+    let path = path.to_owned();
     let connector = tower::service_fn(move |_: Uri| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
     // The URI is for HTTP's sake; the connector does not look at it.
-    Endpoint::from_static("http://controller.bulkhead")
-        .connect_with_connector(connector)
-        .await
-        .with_context(|| format!("connecting to {address}; is the controller running?"))
+    let mut endpoint = Endpoint::from_static("http://bulkhead.invalid");
+    if let Some(limit) = answer_max {
+        endpoint = endpoint.timeout(limit);
+    }
+    endpoint.connect_with_connector(connector).await
 }

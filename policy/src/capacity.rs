@@ -53,10 +53,10 @@ impl Demand {
         }
     }
 
-    /// What does not fit (errors), and what leaves no room to replace it at once (warnings).
-    pub fn check(&self, node: &str) -> Vec<Diagnostic> {
+    /// Map, what its entries are, how many are needed, how many there are.
+    pub fn against_limits(&self) -> [(&'static str, &'static str, usize, u32); 6] {
         // Index 0 of ALTERNATIVES is never used.
-        let limits = [
+        [
             ("ADDRESSES", "pods and nodes of the cluster", self.addresses, ADDRESSES),
             ("NETWORKS", "blocks of policies and pod ranges", self.networks, NETWORKS),
             ("ENDPOINT", "pods on the node", self.endpoints, ENDPOINTS),
@@ -68,8 +68,13 @@ impl Demand {
                 self.alternatives,
                 ALTERNATIVES - 1,
             ),
-        ];
-        let full = limits
+        ]
+    }
+
+    /// What does not fit (errors), and what leaves no room to replace it at once (warnings).
+    pub fn check(&self, node: &str) -> Vec<Diagnostic> {
+        let full = self
+            .against_limits()
             .into_iter()
             .filter_map(|(map, what, need, limit)| finding(node, (map, what), need, limit));
         let largest = u32::try_from(self.largest_port_set).unwrap_or(u32::MAX);

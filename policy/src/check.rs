@@ -63,6 +63,19 @@ fn of_policy(compiler: &Compiler, policy: &Policy) -> Vec<Diagnostic> {
             "selects no pod, so nothing is enforced for it; check the selector against the labels of the pods and namespaces",
         );
     }
+    let control = selected.iter().filter_map(|id| compiler.index.workload(*id));
+    if let Some(pod) = control
+        .filter(|pod| compiler.is_control(pod))
+        .min_by_key(|pod| &pod.key)
+    {
+        findings.warning(
+            "spec",
+            format!(
+                "selects {} of the control plane, where no policy has a say (builtin/control)",
+                pod.key
+            ),
+        );
+    }
     for (direction, rules) in [
         (Direction::Ingress, &policy.ingress),
         (Direction::Egress, &policy.egress),

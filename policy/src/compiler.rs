@@ -10,6 +10,7 @@ use crate::{
     atom::Atom,
     check,
     diagnostic::Diagnostic,
+    frontends::Frontends,
     identity::{Bearer, Identities, IdentityId, describe},
     index::{Claimant, Dirty, Index, Place, WorkloadId},
     model::{Direction, Event, Labels, NamedPort, Object, ObjectKey, Policy, PolicyKey, Workload, WorkloadKey, Zone},
@@ -34,7 +35,7 @@ pub struct Changes {
 /// Objects in, compiled state out.
 ///
 /// The state depends on the objects that are there, not on the events by which they came: any history that ends with the
-/// same objects gives the same state, byte for byte. Services and endpoint slices are not compiled yet.
+/// same objects gives the same state, byte for byte.
 #[derive(Debug, Default)]
 pub struct Compiler {
     pub(crate) index: Index,
@@ -45,12 +46,30 @@ pub struct Compiler {
     identities: Identities,
     networks: Networks,
     rulesets: Rulesets,
+    frontends: Frontends,
     bound: BTreeMap<Place, IdentityId>,
     network_identities: BTreeMap<(Zone, ipnetwork::IpNetwork), IdentityId>,
     endpoints: BTreeMap<WorkloadKey, EndpointParts>,
     output: Recorder,
     /// Policies written in this step.
     written: BTreeSet<PolicyKey>,
+    control: Option<ControlPlane>,
+}
+
+/// Whose pods run the control plane: they reach and are reached whatever policies say (`builtin/control`), or a policy that
+/// cuts them off could never be taken back.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ControlPlane {
+    /// Namespace of the pods.
+    pub namespace: String,
+    /// Their service account. Who may give it to a pod is the API server's to decide.
+    pub service_account: String,
+}
+
+impl ControlPlane {
+    pub(crate) fn has(&self, workload: &Workload) -> bool {
+        workload.key.namespace == self.namespace && workload.service_account == self.service_account
+    }
 }
 
 #[derive(Debug)]
@@ -68,6 +87,20 @@ impl Compiler {
         compiler
     }
 
+    /// An empty compiler that lets the control plane's own pods through.
+    #[must_use]
+    pub fn with_control(control: ControlPlane) -> Self {
+        Self {
+            control: Some(control),
+            ..Self::default()
+        }
+    }
+
+    /// True for a pod of the control plane.
+    pub(crate) fn is_control(&self, workload: &Workload) -> bool {
+        self.control.as_ref().is_some_and(|control| control.has(workload))
+    }
+
     /// The compiled state.
     pub fn state(&self) -> &State {
         self.output.state()
@@ -80,6 +113,7 @@ impl Compiler {
             && self.questions.is_empty()
             && self.identities.is_empty()
             && self.rulesets.is_empty()
+            && self.frontends.is_empty()
             && self.bound.is_empty()
             && self.network_identities.is_empty()
             && self.endpoints.is_empty()
@@ -109,7 +143,10 @@ impl Compiler {
             .policies
             .iter()
             .map(|policy| ObjectKey::Policy(policy.policy.key.clone()));
+        let services = self.frontends.services().cloned().map(ObjectKey::Service);
+        let slices = self.frontends.slices().cloned().map(ObjectKey::EndpointSlice);
         let known = namespaces.chain(workloads).chain(nodes).chain(policies);
+        let known = known.chain(services).chain(slices);
         let absent: Vec<ObjectKey> = known.filter(|key| !present.contains(key)).collect();
         for key in &absent {
             self.delete(key);
@@ -127,7 +164,8 @@ impl Compiler {
             }
             Object::Node(node) => self.set_node(&node.name, Some(Arc::new(node.clone()))),
             Object::Policy(policy) => self.set_policy(&policy.key, Some(policy)),
-            Object::Service(_) | Object::EndpointSlice(_) => {}
+            Object::Service(service) => self.frontends.set_service(&service.key, Some(service)),
+            Object::EndpointSlice(slice) => self.frontends.set_slice(&slice.key, Some(slice)),
         }
     }
 
@@ -137,7 +175,8 @@ impl Compiler {
             ObjectKey::Workload(key) => drop(self.index.set_workload(key, None)),
             ObjectKey::Node(name) => self.set_node(name, None),
             ObjectKey::Policy(key) => self.set_policy(key, None),
-            ObjectKey::Service(_) | ObjectKey::EndpointSlice(_) => {}
+            ObjectKey::Service(key) => self.frontends.set_service(key, None),
+            ObjectKey::EndpointSlice(key) => self.frontends.set_slice(key, None),
         }
     }
 
@@ -200,6 +239,10 @@ impl Compiler {
         }
         dirty.places.iter().for_each(|place| self.bind(*place));
         self.settle_networks();
+        dirty.places.iter().for_each(|place| self.frontends.rebound(*place));
+        let index = &self.index;
+        let claimed = |place: Place| index.claimants(place).next().is_some();
+        let turnover = self.frontends.bind(claimed, &mut self.output);
         self.settle_endpoints(&dirty);
 
         let identities = self.identities.settle();
@@ -210,6 +253,7 @@ impl Compiler {
             }
         }
         let cut = self.rulesets.settle(&self.identities, &identities, &mut self.output);
+        self.frontends.write(&turnover, &mut self.output);
         for id in identities.died {
             if let Some(digest) = self.identities.digest(id) {
                 self.output.set_identity(digest, None);
@@ -332,7 +376,9 @@ impl Compiler {
 
     fn settle_networks(&mut self) {
         let zones = self.index.zones().chain([Zone::default()]).collect();
-        for key in self.networks.settle(zones) {
+        let changed = self.networks.settle(zones);
+        let any = !changed.is_empty();
+        for key in changed {
             let (network, identity) = self.network(key);
             self.output.set_network(key, network);
             let old = match identity {
@@ -342,6 +388,9 @@ impl Compiler {
             if let Some(old) = old {
                 self.identities.shed(old);
             }
+        }
+        if any {
+            self.frontends.networks_changed(self.output.state());
         }
     }
 
@@ -428,7 +477,12 @@ impl Compiler {
     fn programs(&self, workload: &Workload) -> [Program; 2] {
         let none = Labels::new();
         let labels = self.index.namespace_labels(&workload.key.namespace).unwrap_or(&none);
-        let selecting = self.policies.selecting(workload, labels);
+        let control = self.is_control(workload);
+        let selecting = if control {
+            Vec::new()
+        } else {
+            self.policies.selecting(workload, labels)
+        };
         let parts = |part: fn(&CompiledPolicy) -> Option<&Arc<Part>>| -> Vec<Arc<Part>> {
             selecting
                 .iter()
@@ -452,11 +506,13 @@ impl Compiler {
                 direction: Direction::Egress,
                 parts: egress,
                 subject_ports: SubjectPorts::new(),
+                control,
             },
             Program {
                 direction: Direction::Ingress,
                 parts: ingress,
                 subject_ports,
+                control,
             },
         ]
     }

@@ -74,6 +74,18 @@ pub(crate) fn flatten(rules: &[LiveRule<'_>], isolation: Isolation<'_>) -> Flatt
     }
 }
 
+/// The port set that says the same everywhere.
+pub(crate) fn uniform(decision: Decision, rule: RuleName) -> PortSet {
+    PortSet {
+        ranges: vec![Range {
+            low: Position::FIRST.0,
+            high: Position::LAST.0,
+            enforce: vec![terminal(decision, rule)],
+            shadow: Vec::new(),
+        }],
+    }
+}
+
 /// Cuts the space of positions wherever a rule begins or ends.
 fn intervals(rules: &[LiveRule<'_>]) -> Vec<(u32, u32)> {
     let spans = rules.iter().flat_map(|rule| &rule.spans);
@@ -186,18 +198,20 @@ fn union_of_allows(hits: &[Hit<'_>], default_deny: &RuleName) -> Vec<Alternative
 /// What is certain when either list may be the one that decides: allowed only if both allow, whatever their guards say.
 /// Guards of two lists cannot be combined, so an allow that depends on one does not count.
 fn both(first: &[Alternative], second: &[Alternative]) -> Alternative {
-    let worst = |list: &[Alternative]| {
-        let deny = list.iter().find(|alternative| alternative.decision == Decision::Deny);
-        deny.or(list.last())
-            .map(|alternative| terminal(alternative.decision, alternative.rule.clone()))
-    };
-    match (worst(first), worst(second)) {
+    match (certain(first), certain(second)) {
         (Some(first), _) if first.decision == Decision::Deny => first,
         (_, Some(second)) if second.decision == Decision::Deny => second,
         (Some(first), Some(_)) => first,
         // Lists are never empty; were one, nothing would be known to allow.
         _ => terminal(Decision::Deny, default_allow()),
     }
+}
+
+/// What a list decides at worst, whatever guards hold; `None` of an empty one.
+pub(crate) fn certain(list: &[Alternative]) -> Option<Alternative> {
+    let deny = list.iter().find(|alternative| alternative.decision == Decision::Deny);
+    deny.or(list.last())
+        .map(|alternative| terminal(alternative.decision, alternative.rule.clone()))
 }
 
 fn terminal(decision: Decision, rule: RuleName) -> Alternative {

@@ -13,6 +13,7 @@ pub mod diagnostic;
 pub mod digest;
 mod extent;
 mod flatten;
+mod frontends;
 mod identity;
 mod index;
 pub mod intern;

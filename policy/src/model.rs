@@ -416,7 +416,8 @@ pub struct Policy {
 /// What a name in a flow record or a CLI line stands for: the thing that decided.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum RuleName {
-    /// `builtin/self`, `builtin/node`, `builtin/default-allow`, `builtin/control`, `builtin/unmanaged`.
+    /// `builtin/self`, `builtin/node`, `builtin/default-allow`, `builtin/control`, `builtin/unmanaged`,
+    /// `builtin/mixed-backends`.
     Builtin(Builtin),
     /// A rule of a policy: `NetworkPolicy/shop/db ingress[0]`, with `(name)` appended when the user named it.
     Rule {
@@ -456,6 +457,8 @@ pub enum Builtin {
     Control,
     /// The endpoint is not managed (yet).
     Unmanaged,
+    /// Some backends of the Service are allowed and others not, and the one that will be chosen is not known.
+    MixedBackends,
 }
 
 impl fmt::Display for Builtin {
@@ -466,6 +469,7 @@ impl fmt::Display for Builtin {
             Self::DefaultAllow => "builtin/default-allow",
             Self::Control => "builtin/control",
             Self::Unmanaged => "builtin/unmanaged",
+            Self::MixedBackends => "builtin/mixed-backends",
         })
     }
 }

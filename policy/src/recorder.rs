@@ -63,6 +63,16 @@ impl Recorder {
         }
     }
 
+    /// Rulesets that were not there before this step.
+    pub(crate) fn new_rulesets(&self) -> impl Iterator<Item = Digest> {
+        self.before.iter().filter_map(|(name, before)| match name {
+            ResourceName::Ruleset(digest) if before.is_none() && self.state.rulesets.contains_key(digest) => {
+                Some(*digest)
+            }
+            _ => None,
+        })
+    }
+
     fn remember(&mut self, name: ResourceName) {
         if !self.before.contains_key(&name) {
             let before = self.current(&name);

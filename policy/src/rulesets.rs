@@ -7,14 +7,14 @@ use std::{
 
 use crate::{
     digest::Digest,
-    flatten::{Flattened, Isolation, LiveRule, Span, flatten},
+    flatten::{Flattened, Isolation, LiveRule, Span, flatten, uniform},
     identity::{Bearer, Identities, IdentityId, Settled},
-    model::{Direction, Mode, Protocol, RuleName},
+    model::{Builtin, Direction, Mode, Protocol, RuleName},
     program::{Certainty, CompiledRule, Part, View, span},
     questions::AtomId,
     recorder::Recorder,
     slab::Slab,
-    state::{PeerId, PortSet, Ruleset},
+    state::{Decision, PeerId, PortSet, Ruleset},
 };
 
 /// Number of a ruleset in use.
@@ -30,6 +30,8 @@ pub(crate) struct Program {
     /// In order: tier, priority, policy.
     pub(crate) parts: Vec<Arc<Part>>,
     pub(crate) subject_ports: SubjectPorts,
+    /// Of the control plane's own pods: everything is allowed, and no policy has a say.
+    pub(crate) control: bool,
 }
 
 /// Port sets already flattened, by what of the peer mattered.
@@ -73,7 +75,7 @@ impl Program {
     /// Content name: policies in order, and what the subject's own named ports are.
     fn name(&self) -> Digest {
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX).to_le_bytes();
-        let mut bytes = vec![u8::from(self.direction == Direction::Ingress)];
+        let mut bytes = vec![u8::from(self.direction == Direction::Ingress) | u8::from(self.control) << 1];
         bytes.extend(count(self.parts.len()));
         self.parts.iter().for_each(|part| bytes.extend(part.digest.0));
         for ((name, protocol), number) in &self.subject_ports {
@@ -119,6 +121,9 @@ impl Program {
 
     /// What the ruleset says of a peer.
     fn port_set(&self, view: &View<'_>, memo: &mut Memo, cut: &mut Cut) -> Arc<PortSet> {
+        if self.control {
+            return Arc::new(uniform(Decision::Allow, RuleName::Builtin(Builtin::Control)));
+        }
         let mut key = Vec::new();
         let mut rules = Vec::new();
         for (part, rule) in self.rules() {

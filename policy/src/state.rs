@@ -38,6 +38,8 @@ pub enum AddressKind {
     Pod,
     /// A node's.
     Node,
+    /// A Service's frontend: what is behind it has addresses of its own.
+    Service,
 }
 
 /// Who an address is.
@@ -45,11 +47,11 @@ pub enum AddressKind {
 pub struct Binding {
     /// Its identity; `UnknownPod` when two workloads claim the address.
     pub peer: PeerId,
-    /// Pod or node.
+    /// Pod, node or Service.
     pub kind: AddressKind,
     /// Image class, for leases on the peer's side.
     pub image_class: u32,
-    /// What a flow record calls it: the workload, or the node's name with an empty namespace.
+    /// What a flow record calls it: the workload, the Service, or the node's name with an empty namespace.
     pub name: WorkloadKey,
     /// The node it is on, or that it is.
     pub node: Option<String>,

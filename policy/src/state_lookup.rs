@@ -8,7 +8,7 @@ use bulkhead_verdict::port::Position;
 use crate::{
     model::{Builtin, Direction, Mode, RuleName, WorkloadKey, Zone},
     probe::{End, Holding, Outcome, Probe},
-    state::{AddressKind, Alternative, Decision, Endpoint, PeerId, PortSet, Range, Ruleset, State},
+    state::{AddressKind, Alternative, Binding, Decision, Endpoint, PeerId, PortSet, Range, Ruleset, State},
 };
 
 /// Judges a new connection at both ends. `None` from a part that is missing or broken is a denial in the verdict; here it
@@ -63,13 +63,23 @@ pub fn entry<'a>(state: &State, ruleset: &'a Ruleset, zone: Zone, peer: IpAddr) 
 
 /// Who an address is, from exact to wide.
 pub fn chain(state: &State, zone: Zone, address: IpAddr) -> [Option<PeerId>; 3] {
-    if let Some(binding) = state.bindings.get(&(zone, address)) {
-        let class = match binding.kind {
-            AddressKind::Pod => PeerId::AnyPod,
-            AddressKind::Node => PeerId::AnyNode,
-        };
-        return [Some(binding.peer), Some(class), Some(PeerId::AnyAddress)];
-    }
+    let binding = state.bindings.get(&(zone, address));
+    binding.map_or_else(|| unbound(state, zone, address), chain_of)
+}
+
+/// Who a bound address is.
+pub fn chain_of(binding: &Binding) -> [Option<PeerId>; 3] {
+    let class = match binding.kind {
+        _ if binding.peer == PeerId::UnknownPod => None,
+        AddressKind::Pod => Some(PeerId::AnyPod),
+        AddressKind::Node => Some(PeerId::AnyNode),
+        AddressKind::Service => None,
+    };
+    [Some(binding.peer), class, Some(PeerId::AnyAddress)]
+}
+
+/// Who an address without a binding is.
+pub fn unbound(state: &State, zone: Zone, address: IpAddr) -> [Option<PeerId>; 3] {
     let networks = state
         .networks
         .iter()

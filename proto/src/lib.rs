@@ -8,6 +8,7 @@
 pub mod convert;
 pub mod filter;
 pub mod reason;
+pub mod spiffe;
 pub mod state_digest;
 pub mod update;
 
@@ -26,4 +27,14 @@ pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 )]
 pub mod v1 {
     tonic::include_proto!("bulkhead.v1");
+}
+
+/// Generated client of package `runtime.v1`: the part of the Container Runtime Interface that the agent asks.
+#[expect(
+    missing_docs,
+    clippy::pedantic,
+    reason = "generated; the .proto file says what things mean"
+)]
+pub mod cri {
+    tonic::include_proto!("runtime.v1");
 }

@@ -11,6 +11,7 @@ pub mod manifests;
 pub mod namespace;
 pub mod peer;
 pub mod process;
+pub mod runtime;
 pub mod stack;
 pub mod sys;
 pub mod testnet;

@@ -91,6 +91,8 @@ pub mod rule {
     pub const CONTROL: u32 = 4;
     /// `builtin/unmanaged`.
     pub const UNMANAGED: u32 = 5;
+    /// `builtin/mixed-backends`: of a Service's backends some are allowed and others not.
+    pub const MIXED_BACKENDS: u32 = 6;
     /// The first number an agent gives to a rule.
     pub const FIRST_INTERNED: u32 = 256;
 }
@@ -141,10 +143,12 @@ pub mod config_flag {
 
 /// Bits of [`AddressEntry::flags`].
 pub mod address_flag {
-    /// A pod's address; else a node's.
+    /// A pod's address; without this and `SERVICE`, a node's.
     pub const POD: u32 = 1;
     /// An address of this very node.
     pub const LOCAL_NODE: u32 = 2;
+    /// A Service's frontend.
+    pub const SERVICE: u32 = 4;
 }
 
 /// Bits of [`NetworkEntry::flags`].

@@ -73,8 +73,8 @@ pub fn identify<M: Maps>(maps: &M, question: &mut Question) {
         question.peer_identity = entry.identity;
         question.peer_class = entry.image_class;
         question.peer_flags = entry.flags;
-        // A pod whose own identity did not fit is not "any pod": only what every pod may, it may.
-        if entry.identity != identity::UNKNOWN_POD {
+        // A pod whose own identity did not fit is not "any pod": only what every pod may, it may. A frontend is neither.
+        if entry.identity != identity::UNKNOWN_POD && entry.flags & address_flag::SERVICE == 0 {
             question.wider = if entry.flags & address_flag::POD != 0 {
                 identity::ANY_POD
             } else {

@@ -2,8 +2,11 @@
 
 mod bench;
 mod bpf;
+mod cluster;
+mod conformance;
 mod demo;
 mod fuzz;
+mod images;
 mod mutants;
 mod paths;
 mod run;
@@ -28,6 +31,11 @@ cargo xtask COMMAND
                           nanoseconds per packet of the shipped programs
   fuzz [--seconds N] [TARGET]
                           run the fuzz targets (all, 60 s each)
+  cluster up [--nodes N] [--proxy nftables|iptables]
+  cluster down|status     real Kubernetes in namespaces of this machine: control plane, nodes, both address families
+  images [--release]      our programs as images, made without a registry, loaded into the running nodes
+  conformance [--focus REGEX] [--smoke] [--without-agents]
+                          upstream's NetworkPolicy suite on the cluster; without agents the specs that deny must fail
   mutants [NAME…] [--list]
                           named faults, each of which a test must catch; NAME may be an area (verdict, policy, plan, agent)
 
@@ -61,6 +69,9 @@ fn command(arguments: &[String]) -> Result<ExitCode> {
         "test" => tests::test(&mut rest),
         "tidy" => tidy::command(&mut rest),
         "bench" => bench::bench(&mut rest),
+        "cluster" => cluster::cluster(&mut rest),
+        "conformance" => conformance::conformance(&mut rest),
+        "images" => images::images(&mut rest),
         "fuzz" => fuzz::fuzz(&mut rest),
         "mutants" => mutants::mutants(&mut rest),
         "help" | "--help" | "-h" => {

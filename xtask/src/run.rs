@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{IsTerminal, Read, Seek, SeekFrom, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -71,6 +71,25 @@ pub(crate) fn output(program: &str, arguments: &[&str]) -> Option<String> {
 /// Runs one step to its end. Its output goes to a log file; the terminal gets a title, a sign of life while it runs,
 /// and on failure the end of the log.
 pub(crate) fn step(title: &str, command: &mut Command) -> Result<()> {
+    let started = Instant::now();
+    let (succeeded, path) = attempt(title, command)?;
+    if succeeded {
+        return Ok(());
+    }
+    let text = fs::read_to_string(&path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    for line in lines.iter().skip(lines.len().saturating_sub(LOG_LINES_SHOWN)) {
+        eprintln!("    {line}");
+    }
+    bail!(
+        "{title} failed after {}; the whole log is {}",
+        seconds(started.elapsed()),
+        path.display()
+    )
+}
+
+/// As [`step`], for a program whose failure is a result: whether it succeeded, and where its log is.
+pub(crate) fn attempt(title: &str, command: &mut Command) -> Result<(bool, PathBuf)> {
     let directory = paths::target().join("xtask");
     fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
     let name: String = title
@@ -88,28 +107,16 @@ pub(crate) fn step(title: &str, command: &mut Command) -> Result<()> {
         .stderr(errors)
         .spawn()
         .with_context(|| format!("{title}: starting {}", command.get_program().to_string_lossy()))?;
-    let status = watch(title, &mut child, &path, started)?;
+    let succeeded = watch(title, &mut child, &path, started)?;
     let elapsed = started.elapsed();
-    if status {
-        if elapsed > FIRST_SIGN {
-            println!(
-                "{} {title} {}",
-                paint(GREEN, "✓"),
-                paint(DIM, &format!("({})", seconds(elapsed)))
-            );
-        }
-        return Ok(());
+    if succeeded && elapsed > FIRST_SIGN {
+        println!(
+            "{} {title} {}",
+            paint(GREEN, "✓"),
+            paint(DIM, &format!("({})", seconds(elapsed)))
+        );
     }
-    let text = fs::read_to_string(&path).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    for line in lines.iter().skip(lines.len().saturating_sub(LOG_LINES_SHOWN)) {
-        eprintln!("    {line}");
-    }
-    bail!(
-        "{title} failed after {}; the whole log is {}",
-        seconds(elapsed),
-        path.display()
-    )
+    Ok((succeeded, path))
 }
 
 /// Waits for the child, showing that it lives; true when it succeeded.

@@ -48,6 +48,59 @@ const LLVM_DEV: Package = Package {
     why: "only to build bpf-linker, once",
 };
 
+/// What only a cluster needs: a program that proves that the package is there, and the package.
+const CLUSTER: [(&str, Package); 7] = [
+    (
+        "/usr/sbin/runc",
+        Package {
+            name: "runc",
+            why: "containerd starts containers with it",
+        },
+    ),
+    (
+        "/usr/lib/cni/bridge",
+        Package {
+            name: "containernetworking-plugins",
+            why: "pods' networks",
+        },
+    ),
+    (
+        "/usr/sbin/iptables",
+        Package {
+            name: "iptables",
+            why: "kube-proxy in mode iptables, and host ports",
+        },
+    ),
+    (
+        "/usr/sbin/nft",
+        Package {
+            name: "nftables",
+            why: "kube-proxy in mode nftables",
+        },
+    ),
+    (
+        "/usr/sbin/ipset",
+        Package {
+            name: "ipset",
+            why: "kube-proxy in mode iptables",
+        },
+    ),
+    (
+        "/usr/sbin/conntrack",
+        Package {
+            name: "conntrack",
+            why: "kube-proxy forgets connections to gone endpoints",
+        },
+    ),
+    (
+        "/usr/sbin/sysctl",
+        Package {
+            name: "procps",
+            why: "nodes forward packets",
+        },
+    ),
+];
+
 /// What is not there.
 struct Missing {
     packages: Vec<Package>,
@@ -95,6 +148,28 @@ pub(crate) fn ensure() -> Result<bool> {
         );
     }
     Ok(true)
+}
+
+/// Installs what a cluster needs beside what `ensure` installs.
+pub(crate) fn ensure_cluster() -> Result<()> {
+    let missing = || {
+        CLUSTER
+            .into_iter()
+            .filter(|(program, _)| !Path::new(program).exists())
+            .map(|(_, package)| package)
+            .collect::<Vec<_>>()
+    };
+    let packages = missing();
+    if !packages.is_empty() {
+        install(&packages)?;
+    }
+    match missing().first() {
+        Some(package) => bail!(
+            "{} was installed but its program is not where it should be",
+            package.name
+        ),
+        None => Ok(()),
+    }
 }
 
 fn look() -> Result<Missing> {

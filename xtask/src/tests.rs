@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    Arguments, paths,
+    Arguments, conformance, paths,
     run::{self, paint, seconds, step},
     setup, tidy,
 };
@@ -34,9 +34,11 @@ enum Select {
     Named(&'static [&'static str]),
     /// The tree's own rules.
     Tidy,
+    /// On a cluster; only when asked for, since it takes minutes and builds Kubernetes.
+    Cluster,
 }
 
-const TIERS: [Tier; 5] = [
+const TIERS: [Tier; 6] = [
     Tier {
         name: "unit",
         what: "unit and property tests of all crates; no root needed",
@@ -61,6 +63,11 @@ const TIERS: [Tier; 5] = [
         name: "tidy",
         what: "the rules of the tree: layers, sizes, docs, examples, format, lints",
         select: Select::Tidy,
+    },
+    Tier {
+        name: "cluster",
+        what: "few of upstream's specs on a real cluster with our agents; root and Go; only with --tier cluster",
+        select: Select::Cluster,
     },
 ];
 
@@ -89,7 +96,10 @@ pub(crate) fn test(arguments: &mut Arguments) -> Result<ExitCode> {
     }
     let tiers: Vec<&Tier> = TIERS
         .iter()
-        .filter(|tier| wanted.as_deref().is_none_or(|name| name == tier.name))
+        .filter(|tier| match wanted.as_deref() {
+            Some(name) => name == tier.name,
+            None => !matches!(tier.select, Select::Cluster),
+        })
         .collect();
     if tiers.is_empty() {
         bail!(
@@ -160,6 +170,7 @@ fn print_tier(tier: &Tier, outcome: &Outcome, elapsed: &str) {
 fn run_tier(tier: &Tier) -> Result<Outcome> {
     let tests = match tier.select {
         Select::Tidy => return tidy::all(true),
+        Select::Cluster => return conformance::smoke(),
         Select::Named(names) => names.iter().map(ToString::to_string).collect(),
         Select::Rest => tests_of_no_other_tier()?,
     };

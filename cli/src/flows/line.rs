@@ -104,9 +104,18 @@ fn event(flow: &Flow) -> &'static str {
     }
 }
 
-/// The pod, the node, or the bare address.
+/// The pod, the Service, the node, or the bare address.
 fn end(endpoint: Option<&Endpoint>, address: &str) -> String {
+    let service = |end: &Endpoint| {
+        end.workloads
+            .iter()
+            .find(|it| it.kind == "Service")
+            .map(|it| it.name.clone())
+    };
     match endpoint {
+        Some(end) if service(end).is_some() => {
+            format!("service {}/{}", end.namespace, service(end).unwrap_or_default())
+        }
         Some(end) if !end.pod_name.is_empty() => format!("{}/{}", end.namespace, end.pod_name),
         Some(end) if !end.node_name.is_empty() => format!("node {} ({address})", end.node_name),
         _ if address.contains(':') => format!("[{address}]"),

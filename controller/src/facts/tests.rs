@@ -146,3 +146,106 @@ fn two_nodes_cannot_claim_one_address() {
     assert!(events.is_empty());
     assert_eq!(rejected[0].reason, "10.1.0.5 belongs to pod shop/a, as node n1 says");
 }
+
+/// The same, as the CNI gave it.
+fn given(name: &str, uid: &str, addresses: &[&str]) -> v1::AnnouncedEndpoint {
+    v1::AnnouncedEndpoint {
+        assigned: true,
+        ..says(name, uid, addresses)
+    }
+}
+
+#[test]
+fn what_the_cni_gave_is_newer_than_what_the_api_shows() {
+    let mut facts = facts(&[workload("web", "n1", "u1", &["10.1.0.5"])]);
+    let (events, rejected) = facts.announce("n1", vec![given("web", "u1", &["10.1.0.9"])]);
+    assert_eq!(rejected, []);
+    assert_eq!(shared(&events), [("web".to_owned(), vec!["10.1.0.9".to_owned()])]);
+    // The API still shows the old one.
+    let events = facts.take(vec![Event::Upsert(Object::Workload(workload(
+        "web",
+        "n1",
+        "u1",
+        &["10.1.0.5"],
+    )))]);
+    assert_eq!(shared(&events), [("web".to_owned(), vec!["10.1.0.9".to_owned()])]);
+    // The same from a device, or out of range, is not believed.
+    let (events, rejected) = facts.announce("n1", vec![says("web", "u1", &["10.1.0.9"])]);
+    assert_eq!((events.len(), rejected.len()), (1, 1));
+    assert_eq!(shared(&events), [("web".to_owned(), vec!["10.1.0.5".to_owned()])]);
+    let (_, rejected) = facts.announce("n1", vec![given("web", "u1", &["10.9.0.9"])]);
+    assert!(rejected[0].reason.contains("none of the pod ranges"), "{rejected:?}");
+    let (_, rejected) = facts.announce("n1", vec![given("web", "u1", &["192.0.2.1"])]);
+    assert!(rejected[0].reason.contains("node n1"), "{rejected:?}");
+}
+
+#[test]
+fn a_pod_that_is_seen_after_its_announcement_has_its_address_at_once() {
+    let mut facts = facts(&[]);
+    let (events, rejected) = facts.announce("n1", vec![given("web", "u1", &["10.1.0.9"])]);
+    assert_eq!((events.len(), rejected.len()), (0, 1));
+    let events = facts.take(vec![Event::Upsert(Object::Workload(workload("web", "n1", "u2", &[])))]);
+    assert_eq!(
+        shared(&events),
+        [("web".to_owned(), Vec::new())],
+        "another pod of that name"
+    );
+    let events = facts.take(vec![Event::Upsert(Object::Workload(workload("web", "n1", "u1", &[])))]);
+    assert_eq!(shared(&events), [("web".to_owned(), vec!["10.1.0.9".to_owned()])]);
+}
+
+#[test]
+fn an_address_that_is_used_again_leaves_the_pod_that_had_it() {
+    let mut facts = facts(&[
+        workload("old", "n1", "u1", &["10.1.0.5"]),
+        workload("new", "n1", "u2", &[]),
+        workload("far", "n2", "u3", &["10.1.0.6"]),
+    ]);
+    // While the node says that the old pod has it, it has.
+    let both = vec![given("new", "u2", &["10.1.0.5"]), given("old", "u1", &["10.1.0.5"])];
+    let (_, rejected) = facts.announce("n1", both);
+    assert!(rejected[0].reason.contains("pod shop/old"), "{rejected:?}");
+    let (events, rejected) = facts.announce("n1", vec![given("new", "u2", &["10.1.0.5"])]);
+    assert_eq!(rejected, []);
+    let expected = [
+        ("new".to_owned(), vec!["10.1.0.5".to_owned()]),
+        ("old".to_owned(), Vec::new()),
+    ];
+    assert_eq!(shared(&events), expected);
+    // A pod of another node does not lose its address to a node that says so.
+    let (_, rejected) = facts.announce("n1", vec![given("new", "u2", &["10.1.0.6"])]);
+    assert!(rejected[0].reason.contains("pod shop/far"), "{rejected:?}");
+    // But when that pod is gone, what was said is believed.
+    let far = WorkloadKey {
+        namespace: "shop".into(),
+        name: "far".into(),
+    };
+    let events = facts.take(vec![Event::Delete(ObjectKey::Workload(far))]);
+    assert_eq!(shared(&events[1..]), [("new".to_owned(), vec!["10.1.0.6".to_owned()])]);
+}
+
+#[test]
+fn a_nodes_own_addresses_are_believed_in_its_pod_ranges_where_no_pod_is() {
+    let mut facts = facts(&[workload("a", "n1", "u1", &["10.1.0.5"])]);
+    let node = facts.nodes["n1"].clone();
+    let bytes = |text: &str| address_to_bytes(text.parse().unwrap());
+    let said = [
+        bytes("10.1.0.1"),
+        bytes("10.1.0.5"),
+        bytes("10.2.0.1"),
+        bytes("127.0.0.1"),
+        vec![1, 2, 3],
+    ];
+    let Some(Event::Upsert(Object::Node(known))) = facts.announce_own("n1", &said) else {
+        panic!("nothing changed")
+    };
+    let expected = ["192.0.2.1", "10.1.0.1"].map(|text| text.parse().unwrap());
+    assert_eq!(known.addresses, BTreeSet::from(expected));
+    assert_eq!(facts.announce_own("n1", &said), None, "nothing new");
+    let again = facts.take(vec![Event::Upsert(Object::Node(node))]);
+    assert_eq!(
+        again,
+        [Event::Upsert(Object::Node(known))],
+        "the API's word does not undo it"
+    );
+}

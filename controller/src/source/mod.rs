@@ -2,6 +2,7 @@
 
 pub mod files;
 mod folder;
+pub(crate) mod kube;
 mod merge;
 
 use std::time::Instant;

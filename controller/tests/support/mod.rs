@@ -5,13 +5,11 @@
     clippy::expect_used,
     reason = "a test that meets a surprise is to fail"
 )]
+#![allow(dead_code, reason = "each file of tests uses a part of it")]
 
-use std::{path::Path, path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::Path, path::PathBuf, time::Duration};
 
-use bulkhead_controller::{
-    config::{Config, Listen, LogFormat},
-    run::run,
-};
+use bulkhead_controller::{config::Config, run::run};
 use bulkhead_policy::state::State;
 use bulkhead_proto::{
     PROTOCOL_VERSION,
@@ -22,6 +20,7 @@ use bulkhead_proto::{
         node_message::Message as NodeMessage, node_service_client::NodeServiceClient,
     },
 };
+use clap::Parser as _;
 use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
 use tokio::{
@@ -41,6 +40,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Controller {
     directory: TempDir,
+    arguments: Vec<OsString>,
     stop: Option<oneshot::Sender<()>>,
     running: Option<JoinHandle<anyhow::Result<()>>>,
 }
@@ -48,12 +48,10 @@ pub(crate) struct Controller {
 impl Controller {
     pub(crate) async fn start(files: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        std::fs::create_dir(directory.path().join("manifests")).unwrap();
-        let mut controller = Self {
-            directory,
-            stop: None,
-            running: None,
-        };
+        let manifests = directory.path().join("manifests");
+        std::fs::create_dir(&manifests).unwrap();
+        let arguments = vec!["--manifests".into(), manifests.into()];
+        let mut controller = Self::new(directory, arguments);
         for (name, text) in files {
             controller.write(name, text);
         }
@@ -61,11 +59,27 @@ impl Controller {
         controller
     }
 
+    /// One with these arguments beside its socket.
+    pub(crate) async fn start_with(arguments: Vec<OsString>) -> Self {
+        let mut controller = Self::new(tempfile::tempdir().unwrap(), arguments);
+        controller.run().await;
+        controller
+    }
+
+    fn new(directory: TempDir, arguments: Vec<OsString>) -> Self {
+        Self {
+            directory,
+            arguments,
+            stop: None,
+            running: None,
+        }
+    }
+
     /// Starts it (again) and waits until its socket answers.
     pub(crate) async fn run(&mut self) {
         let (stop, stopped) = oneshot::channel::<()>();
         let config = self.config();
-        self.running = Some(tokio::spawn(run(config, async move { drop(stopped.await) })));
+        self.running = Some(tokio::spawn(run(config, None, async move { drop(stopped.await) })));
         self.stop = Some(stop);
         let socket = self.socket();
         let connected = async {
@@ -77,12 +91,9 @@ impl Controller {
     }
 
     pub(crate) fn config(&self) -> Config {
-        Config {
-            manifests: self.directory.path().join("manifests"),
-            listen: Listen::Unix(self.socket()),
-            log_format: LogFormat::Text,
-            log_level: "info".into(),
-        }
+        let listen = format!("unix:{}", self.socket().display());
+        let first = ["bulkhead-controller", "--listen", &listen].map(OsString::from);
+        Config::parse_from(first.into_iter().chain(self.arguments.iter().cloned()))
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -114,6 +125,15 @@ impl Controller {
 
     /// Asks until the answer is as wanted.
     pub(crate) async fn status_when(&self, wanted: impl Fn(&v1::ControllerStatus) -> bool) -> v1::ControllerStatus {
+        self.status_within(DEADLINE, wanted).await
+    }
+
+    /// Asks until the answer is as wanted, but no longer than this.
+    pub(crate) async fn status_within(
+        &self,
+        deadline: Duration,
+        wanted: impl Fn(&v1::ControllerStatus) -> bool,
+    ) -> v1::ControllerStatus {
         let mut last = v1::ControllerStatus::default();
         let asking = async {
             loop {
@@ -124,7 +144,7 @@ impl Controller {
                 tokio::task::yield_now().await;
             }
         };
-        let found = timeout(DEADLINE, asking).await.is_ok();
+        let found = timeout(deadline, asking).await.is_ok();
         assert!(found, "never as wanted: {last:#?}");
         last
     }
@@ -267,6 +287,13 @@ impl Node {
         let revision = self.receive().await;
         self.acknowledge(&revision).await;
         revision
+    }
+
+    /// Takes and acknowledges updates until the state is as wanted.
+    pub(crate) async fn update_until(&mut self, wanted: impl Fn(&Self) -> bool) {
+        while !wanted(self) {
+            self.update().await;
+        }
     }
 
     pub(crate) fn endpoints(&self) -> Vec<String> {

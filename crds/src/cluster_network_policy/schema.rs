@@ -88,7 +88,8 @@ pub fn crd_yaml() -> Result<String, serde_yaml_ng::Error> {
     ))
 }
 
-fn crd() -> Value {
+/// The custom resource definition.
+pub fn crd() -> Value {
     let printed = |name, kind, path| json!({"name": name, "type": kind, "jsonPath": path});
     json!({
         "apiVersion": "apiextensions.k8s.io/v1",

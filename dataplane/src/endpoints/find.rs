@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io,
     net::{IpAddr, Ipv6Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use bulkhead_policy::model::Attachment;
@@ -35,15 +35,19 @@ pub(crate) struct Device {
 #[derive(Debug, Error)]
 pub(crate) enum FindError {
     #[error(
-        "the pod names neither its network namespace (annotation bulkhead.dev/netns) nor its device (bulkhead.dev/device)"
+        "neither the CNI plugin nor the container runtime of this node has named the pod (yet), and it has no annotation bulkhead.dev/netns or bulkhead.dev/device"
     )]
-    NoAttachment,
+    NotHere,
+    #[error("the pod of that name on this node has uid {found}, not {wanted}; its own is not here (yet)")]
+    OtherPod { found: String, wanted: String },
+    #[error("the CNI gave the pod {found}, which the controller does not know (yet); it knows [{wanted}]")]
+    OtherAddress { found: String, wanted: String },
     #[error("network namespace {}: {source}; is the pod still there, and is the path as this node sees it?", path.display())]
     Namespace { path: PathBuf, source: io::Error },
-    #[error("network namespace {}: has no device {POD_DEVICE} (yet)", path.display())]
-    NoPodDevice { path: PathBuf },
-    #[error("network namespace {}: {POD_DEVICE} is no end of a veth pair whose other end is in the agent's namespace", path.display())]
-    NotOurs { path: PathBuf },
+    #[error("network namespace {}: has no device {interface} (yet)", path.display())]
+    NoPodDevice { path: PathBuf, interface: String },
+    #[error("network namespace {}: {interface} is no end of a veth pair whose other end is in the agent's namespace", path.display())]
+    NotOurs { path: PathBuf, interface: String },
     #[error("device {name}: not in the agent's network namespace (yet)")]
     NoDevice { name: String },
     #[error(
@@ -59,32 +63,40 @@ pub(crate) enum FindError {
 /// Finds the device an attachment points at. `here` is a socket of the agent's own namespace.
 pub(crate) fn find(here: &mut Netlink, attachment: &Attachment) -> Result<Device, FindError> {
     match (&attachment.netns, &attachment.device) {
-        (Some(path), _) => by_namespace(here, path.into()),
+        (Some(path), _) => by_namespace(here, path.as_ref(), POD_DEVICE),
         (None, Some(name)) => by_name(here, name),
-        (None, None) => Err(FindError::NoAttachment),
+        (None, None) => Err(FindError::NotHere),
     }
 }
 
-fn by_namespace(here: &mut Netlink, path: PathBuf) -> Result<Device, FindError> {
-    let namespace = match File::open(&path).and_then(|file| Ok((Netlink::open_in(&file)?, file))) {
-        Ok(namespace) => namespace,
-        Err(source) => return Err(FindError::Namespace { path, source }),
+/// Finds the host-side device of a device inside a namespace.
+pub(crate) fn by_namespace(here: &mut Netlink, path: &Path, interface: &str) -> Result<Device, FindError> {
+    let not_ours = || FindError::NotOurs {
+        path: path.to_owned(),
+        interface: interface.to_owned(),
     };
-    let (mut there, file) = namespace;
-    let Some(pod) = there.link_by_name(POD_DEVICE)? else {
-        return Err(FindError::NoPodDevice { path });
+    let namespace = File::open(path).and_then(|file| Ok((Netlink::open_in(&file)?, file)));
+    let (mut there, file) = namespace.map_err(|source| FindError::Namespace {
+        path: path.to_owned(),
+        source,
+    })?;
+    let Some(pod) = there.link_by_name(interface)? else {
+        return Err(FindError::NoPodDevice {
+            path: path.to_owned(),
+            interface: interface.to_owned(),
+        });
     };
     let Some(peer) = pod.peer else {
-        return Err(FindError::NotOurs { path });
+        return Err(not_ours());
     };
     // The index alone could be that of any device here. It is the pod's only if the pair points back: same index, and
     // the same namespace, which a number stands for.
     let number = here.namespace_number(&file)?;
     let Some(host) = here.link_by_index(peer, None)? else {
-        return Err(FindError::NotOurs { path });
+        return Err(not_ours());
     };
     if host.peer != Some(pod.index) || number.is_none() || host.peer_namespace != number {
-        return Err(FindError::NotOurs { path });
+        return Err(not_ours());
     }
     let addresses = there.addresses(pod.index, None)?;
     device(host, &pod, addresses)

@@ -2,10 +2,12 @@
 
 mod find;
 mod netlink;
+mod pods;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -15,8 +17,12 @@ use bulkhead_policy::{
     state::{Delta, Endpoint, Resource, ResourceName, State},
 };
 
-use self::netlink::Netlink;
-pub(crate) use self::{find::Device, netlink::LinkChanges};
+pub(crate) use self::{
+    find::Device,
+    netlink::LinkChanges,
+    pods::{Place, Pod, Pods},
+};
+use self::{find::FindError, netlink::Netlink};
 
 /// First pause after a failure; it doubles up to [`RETRY_MAX`].
 const RETRY_FIRST: Duration = Duration::from_millis(50);
@@ -47,7 +53,11 @@ enum Found {
 #[derive(Debug)]
 struct Entry {
     wanted: Wanted,
+    /// Addresses the state says the endpoint has.
+    addresses: BTreeSet<IpAddr>,
     found: Found,
+    /// Sandbox through which the device was found; `None` when an annotation names it.
+    sandbox: Option<String>,
     /// End of the adoption window given to the device.
     adopt_until: u64,
 }
@@ -55,24 +65,30 @@ struct Entry {
 /// The endpoints of this node. One that cannot be found holds up none of the others.
 pub(crate) struct Endpoints {
     here: Netlink,
+    /// Who is here, wanted or not.
+    pods: Pods,
     entries: BTreeMap<WorkloadKey, Entry>,
     /// Which endpoint a device is whose.
     owners: HashMap<u32, WorkloadKey>,
     /// Devices whose pod was said to have another one.
     released: Vec<u32>,
     reread: Instant,
+    /// Addresses of this node's own devices.
+    own: BTreeSet<IpAddr>,
 }
 
 impl Endpoints {
     /// None yet; asks the namespace of the calling thread.
-    pub(crate) fn new() -> io::Result<Self> {
+    pub(crate) fn new(pods: Pods) -> io::Result<Self> {
         let here = Netlink::open()?;
         Ok(Self {
             here,
+            pods,
             entries: BTreeMap::new(),
             owners: HashMap::new(),
             released: Vec::new(),
-            reread: Instant::now() + REREAD,
+            reread: Instant::now(),
+            own: BTreeSet::new(),
         })
     }
 
@@ -112,7 +128,15 @@ impl Endpoints {
             uid: endpoint.uid.clone(),
             attachment: endpoint.attachment.clone(),
         };
-        if self.entries.get(key).is_some_and(|entry| entry.wanted == wanted) {
+        if let Some(entry) = self.entries.get_mut(key)
+            && entry.wanted == wanted
+        {
+            let moved = entry.addresses != endpoint.addresses;
+            entry.addresses.clone_from(&endpoint.addresses);
+            // The address may be what it waited for.
+            if moved && matches!(entry.found, Found::Missing { .. }) {
+                self.look(key, now);
+            }
             return;
         }
         // The same pod, pointed to another device by who wrote its annotation: the old one is let go. Another pod of that
@@ -136,7 +160,9 @@ impl Endpoints {
             key.clone(),
             Entry {
                 wanted,
+                addresses: endpoint.addresses.clone(),
                 found,
+                sandbox: None,
                 adopt_until: 0,
             },
         );
@@ -158,12 +184,13 @@ impl Endpoints {
         let Some(entry) = self.entries.get_mut(key) else {
             return false;
         };
-        let why = match find::find(&mut self.here, &entry.wanted.attachment) {
-            Ok(device) => match self.owners.get(&device.ifindex) {
+        let why = match find_entry(&mut self.here, &self.pods, key, entry) {
+            Ok((device, sandbox)) => match self.owners.get(&device.ifindex) {
                 Some(owner) if owner != key => format!("device {}: is {owner}'s already", device.name),
                 _ => {
                     self.owners.insert(device.ifindex, key.clone());
                     entry.found = Found::Device(device);
+                    entry.sandbox = sandbox;
                     return true;
                 }
             },
@@ -171,6 +198,40 @@ impl Endpoints {
         };
         self.miss(key, why, now);
         false
+    }
+
+    /// The pods of this node.
+    pub(crate) fn pods(&self) -> &Pods {
+        &self.pods
+    }
+
+    /// Changes what is known of the pods of this node; `change` gives the names it touched. True when a device was found
+    /// or is another one now.
+    ///
+    /// A pod that is not known any more keeps its device until that is gone: a runtime that forgets is no reason to stop
+    /// judging.
+    pub(crate) fn change_pods(
+        &mut self,
+        change: impl FnOnce(&mut Pods) -> BTreeSet<WorkloadKey>,
+        now: Instant,
+    ) -> bool {
+        let mut changed = false;
+        for key in change(&mut self.pods) {
+            let (Some(entry), Some(pod)) = (self.entries.get(&key), self.pods.get(&key)) else {
+                continue;
+            };
+            let by_annotation = entry.wanted.attachment != Attachment::default();
+            let same = matches!(entry.found, Found::Device(_)) && entry.sandbox.as_deref() == Some(&pod.sandbox);
+            if by_annotation || same || entry.wanted.uid != pod.uid {
+                continue;
+            }
+            if matches!(entry.found, Found::Device(_)) {
+                changed = true;
+                self.miss(&key, "its sandbox was replaced".to_owned(), now);
+            }
+            changed |= self.look(&key, now);
+        }
+        changed
     }
 
     /// Notes that an endpoint has no usable device, and when to try again.
@@ -219,9 +280,13 @@ impl Endpoints {
                 self.miss(&key, format!("device {name}: gone"), now);
             }
         }
-        if now >= self.reread {
+        let reread = now >= self.reread;
+        if reread {
             self.reread = now + REREAD;
             changed |= self.read_addresses();
+        }
+        if all || reread {
+            changed |= self.read_own();
         }
         let due = |entry: &Entry| matches!(entry.found, Found::Missing { retry, .. } if all || retry <= now);
         let due: Vec<WorkloadKey> = self
@@ -236,15 +301,44 @@ impl Endpoints {
         Ok(changed)
     }
 
+    /// Reads the addresses of this node's own devices; true when any changed.
+    fn read_own(&mut self) -> bool {
+        match self.here.all_addresses() {
+            Ok(addresses) => {
+                let routable = |address: &IpAddr| match address {
+                    IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+                    IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+                };
+                let own: BTreeSet<IpAddr> = addresses.into_iter().filter(routable).collect();
+                let changed = own != self.own;
+                self.own = own;
+                changed
+            }
+            Err(error) => {
+                tracing::warn!("addresses of this node's devices: {error}");
+                false
+            }
+        }
+    }
+
+    /// Addresses of this node's own devices.
+    pub(crate) fn own_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.own.iter().copied()
+    }
+
     /// Reads the addresses of found devices again; true when any changed. The MAC stays the one the device was found with:
     /// what a pod says later about itself is not news.
     fn read_addresses(&mut self) -> bool {
         let mut changed = false;
-        for entry in self.entries.values_mut() {
+        for (key, entry) in &mut self.entries {
+            if !matches!(entry.found, Found::Device(_)) {
+                continue;
+            }
+            let now = find_entry(&mut self.here, &self.pods, key, entry);
             let Found::Device(device) = &mut entry.found else {
                 continue;
             };
-            if let Ok(now) = find::find(&mut self.here, &entry.wanted.attachment)
+            if let Ok((now, _)) = now
                 && now.ifindex == device.ifindex
                 && now.addresses != device.addresses
             {
@@ -294,10 +388,12 @@ impl Endpoints {
     }
 
     /// Opens the adoption window of devices that were at work before us: their connections are older than our flows.
-    pub(crate) fn open_adoption(&mut self, until: u64, known: &BTreeSet<u32>) {
-        for entry in self.entries.values_mut() {
+    /// `known` are the devices that are judged already; `all` also opens it where nothing says that the pod is not new.
+    pub(crate) fn open_adoption(&mut self, until: u64, known: &BTreeSet<u32>, all: bool) {
+        for (key, entry) in &mut self.entries {
             if let Found::Device(device) = &entry.found
                 && !known.contains(&device.ifindex)
+                && (all || self.pods.ran_unjudged(key))
             {
                 entry.adopt_until = until;
             }
@@ -323,4 +419,38 @@ impl Endpoints {
             })
             .collect()
     }
+}
+
+/// Finds the device of an endpoint: by annotation, else through the pod of that name and uid on this node.
+fn find_entry(
+    here: &mut Netlink,
+    pods: &Pods,
+    key: &WorkloadKey,
+    entry: &Entry,
+) -> Result<(Device, Option<String>), FindError> {
+    if entry.wanted.attachment != Attachment::default() {
+        return Ok((find::find(here, &entry.wanted.attachment)?, None));
+    }
+    let pod = pods.get(key).ok_or(FindError::NotHere)?;
+    if pod.uid.is_empty() || pod.uid != entry.wanted.uid {
+        return Err(FindError::OtherPod {
+            found: pod.uid.clone(),
+            wanted: entry.wanted.uid.clone(),
+        });
+    }
+    // With rules that know the pod by another address, all it sends would be dropped as forged.
+    let given = &pod.place.addresses;
+    if !given.is_subset(&entry.addresses) {
+        return Err(FindError::OtherAddress {
+            found: list(given),
+            wanted: list(&entry.addresses),
+        });
+    }
+    let device = find::by_namespace(here, &pod.place.netns, &pod.place.interface)?;
+    Ok((device, Some(pod.sandbox.clone())))
+}
+
+fn list(addresses: &BTreeSet<IpAddr>) -> String {
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    addresses.join(", ")
 }

@@ -154,8 +154,17 @@ impl Netlink {
 
     /// Addresses of a device, in this namespace or the one of that number.
     pub(crate) fn addresses(&mut self, index: u32, namespace: Option<i32>) -> io::Result<Vec<IpAddr>> {
+        self.addresses_of(Some(index), namespace)
+    }
+
+    /// Addresses of all devices of this namespace.
+    pub(crate) fn all_addresses(&mut self) -> io::Result<Vec<IpAddr>> {
+        self.addresses_of(None, None)
+    }
+
+    fn addresses_of(&mut self, index: Option<u32>, namespace: Option<i32>) -> io::Result<Vec<IpAddr>> {
         let mut message = AddressMessage::default();
-        message.header.index = index;
+        message.header.index = index.unwrap_or(0);
         message
             .attributes
             .extend(namespace.map(AddressAttribute::TargetNetNsId));
@@ -165,7 +174,7 @@ impl Netlink {
             let RouteNetlinkMessage::NewAddress(address) = answer else {
                 continue;
             };
-            if address.header.index != index {
+            if index.is_some_and(|index| address.header.index != index) {
                 continue;
             }
             // IPv4 has the device's own address in `Local` (`Address` is the other end of a point-to-point link).

@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use bulkhead_policy::state::AddressKind;
 use bulkhead_proto::v1::{self, CloseReason, FlowEvent};
 use bulkhead_verdict::{address::Address, layout::guard, maps::Hook, packet::tcp, port::protocol, reason::Reason};
 
@@ -124,17 +125,20 @@ impl Record {
 impl End {
     fn message(&self, slot: u32) -> v1::Endpoint {
         let name = self.party.as_ref().and_then(|party| party.name.as_ref());
+        let kind = self.party.as_ref().and_then(|party| party.kind);
+        let named = |wanted| name.filter(|_| kind == Some(wanted)).map(|name| name.name.clone());
+        let service = named(AddressKind::Service).map(|name| v1::Workload {
+            name,
+            kind: "Service".to_owned(),
+        });
         v1::Endpoint {
             id: slot,
             identity: self.identity,
             namespace: name.map_or_else(String::new, |name| name.namespace.clone()),
             labels: self.labels.to_vec(),
             // A node is no pod: its name is in node_name.
-            pod_name: match (&self.party, name) {
-                (Some(party), Some(name)) if !party.is_node => name.name.clone(),
-                _ => String::new(),
-            },
-            workloads: Vec::new(),
+            pod_name: named(AddressKind::Pod).unwrap_or_default(),
+            workloads: service.into_iter().collect(),
             node_name: self
                 .party
                 .as_ref()

@@ -19,6 +19,11 @@ pub(super) const RETRY: Duration = Duration::from_secs(1);
 /// How long unknown mid-stream TCP of a device that was at work before us is judged instead of dropped, nanoseconds.
 const ADOPTION: u64 = 60_000_000_000;
 
+/// When an adoption window that opens now closes.
+pub(super) fn adoption_end() -> u64 {
+    clock::monotonic().saturating_add(ADOPTION)
+}
+
 impl Sync {
     /// Makes a revision true.
     pub(super) fn revision(&mut self, revision: &Revision) -> Result<(), SyncError> {
@@ -27,6 +32,7 @@ impl Sync {
         match &result {
             Ok(()) => {
                 self.hold();
+                self.shared.metrics.apply.observe(arrived.elapsed().as_secs_f64());
                 self.holding.apply_micros = u64::try_from(arrived.elapsed().as_micros()).unwrap_or(u64::MAX);
                 tracing::debug!(
                     revision = revision.revision,
@@ -48,6 +54,7 @@ impl Sync {
         self.holding.revision = revision;
         self.holding.digest = Some(digest);
         self.holding.held_at = clock::wall();
+        self.holding.ever = true;
         self.holding.error.clear();
     }
 
@@ -124,12 +131,11 @@ impl Sync {
         self.attach_devices()
     }
 
-    /// Before the first plan of this process: devices that nobody enforced until now have connections we know nothing of.
-    fn open_adoption(&mut self) {
-        if !self.planned {
-            self.endpoints
-                .open_adoption(clock::monotonic().saturating_add(ADOPTION), &self.attached);
-        }
+    /// Devices that nobody judged until now may have connections we know nothing of: all before the first plan of this
+    /// process, later those of pods that ran without rules.
+    pub(super) fn open_adoption(&mut self) {
+        self.endpoints
+            .open_adoption(adoption_end(), &self.attached, !self.planned);
     }
 
     /// Writes a plan. When a write fails, reads back what the kernel holds and plans from there, some times over.
@@ -139,12 +145,17 @@ impl Sync {
             self.shared.names.learn(&ops, clock::boot());
             let result = self.writer.apply(&ops);
             let Err(error) = result else {
+                self.shared
+                    .metrics
+                    .map_writes
+                    .inc_by(u64::try_from(ops.len()).unwrap_or(u64::MAX));
                 self.mirror.follow(&ops);
                 self.planned = true;
                 self.broken = None;
                 return Ok(());
             };
             failures += 1;
+            self.shared.metrics.map_failures.inc();
             tracing::warn!(failures, "a map write failed: {}", crate::chain(&error));
             self.broken = Some(Instant::now() + RETRY);
             if failures >= ATTEMPTS {
@@ -178,6 +189,9 @@ impl Sync {
             self.kernel.detach(ifindex)?;
             self.attached.remove(&ifindex);
         }
+        if self.bypass.is_some() {
+            return Ok(());
+        }
         let missing: Vec<(WorkloadKey, u32, String)> = self
             .endpoints
             .devices()
@@ -190,6 +204,7 @@ impl Sync {
             match self.kernel.attach(ifindex) {
                 Ok(()) => {
                     self.attached.insert(ifindex);
+                    self.holding.adopted += u64::from(self.endpoints.pods().ran_unjudged(&key));
                     tracing::info!(endpoint = %key, device = name, "attached");
                 }
                 Err(error) => {

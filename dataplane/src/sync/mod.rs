@@ -5,11 +5,14 @@
 //! answer. A device is attached after its endpoint is in the maps: before that it would drop everything.
 
 mod apply;
+mod bypass;
 mod mirror;
+mod pods;
 mod report;
 
 use std::{
     collections::BTreeSet,
+    net::IpAddr,
     sync::{
         Arc, Mutex,
         mpsc::{Receiver, RecvTimeoutError},
@@ -19,6 +22,7 @@ use std::{
 
 use bulkhead_policy::{
     digest::Digest,
+    model::WorkloadKey,
     plan::{Limits, PlanError, Planner, Usage},
     state::Delta,
 };
@@ -30,10 +34,12 @@ use bulkhead_proto::{
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
-use self::mirror::Mirror;
+use self::{bypass::Bypass, mirror::Mirror, pods::Waiter};
+pub(crate) use self::{bypass::BypassError, pods::TOO_MANY};
 use crate::{
-    endpoints::Endpoints,
+    endpoints::{Endpoints, Pod, Pods},
     kernel::{Kernel, KernelError, Writer},
+    metrics::Metrics,
     names::{DeviceNames, Names},
     store::{Store, Stored},
 };
@@ -73,6 +79,20 @@ pub(crate) enum Input {
     },
     /// Devices have changed.
     Links,
+    /// Every pod that the container runtime says runs.
+    Pods(Vec<Pod>),
+    /// A pod has its network and waits to start; the answer comes when its first packet will be judged, and not before.
+    Attach { pod: Box<Pod>, reply: oneshot::Sender<()> },
+    /// A pod starts without that.
+    StartsUnjudged(WorkloadKey),
+    /// A sandbox loses its network.
+    Detach(String),
+    /// Nothing is judged until then (wall nanoseconds); 0 ends it.
+    Bypass {
+        until: u64,
+        reason: String,
+        reply: oneshot::Sender<Result<u32, BypassError>>,
+    },
     /// What the endpoints are like.
     Describe(oneshot::Sender<Vec<EndpointStatus>>),
     /// End; enforcement goes on without us.
@@ -90,6 +110,16 @@ pub(crate) struct Holding {
     pub(crate) error: String,
     pub(crate) generations: Vec<EndpointGeneration>,
     pub(crate) announced: Vec<AnnouncedEndpoint>,
+    /// Addresses of the node's own devices.
+    pub(crate) own: Vec<IpAddr>,
+    /// The node has had a state at any time.
+    pub(crate) ever: bool,
+    /// Pods here that run without rules.
+    pub(crate) unmanaged: u32,
+    /// Pods that were adopted after they had run without rules.
+    pub(crate) adopted: u64,
+    /// While nothing is judged: until when (wall nanoseconds), and why.
+    pub(crate) bypass: Option<(u64, String)>,
 }
 
 /// What the thread shares.
@@ -99,6 +129,7 @@ pub(crate) struct Shared {
     pub(crate) devices: Arc<DeviceNames>,
     pub(crate) holding: watch::Sender<Holding>,
     pub(crate) usage: Arc<Mutex<Usage>>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// The thread's state.
@@ -121,6 +152,9 @@ pub(crate) struct Sync {
     planned: bool,
     /// The maps may be between two plans: the next look makes them whole.
     broken: Option<Instant>,
+    /// Pods that wait to start.
+    waiters: Vec<Waiter>,
+    bypass: Option<Bypass>,
 }
 
 impl Sync {
@@ -143,7 +177,15 @@ impl Sync {
             }
         }
         let (planner, mirror) = adopt(node, &kernel, &shared.names)?;
-        let endpoints = Endpoints::new()?;
+        let pods = Pods::load(&store.pods_path()).unwrap_or_else(|error| {
+            tracing::warn!("{}: {error}; it is ignored", store.pods_path().display());
+            Pods::default()
+        });
+        let endpoints = Endpoints::new(pods)?;
+        let holding = Holding {
+            ever: store.exists() || !attached.is_empty(),
+            ..Holding::default()
+        };
         let mut sync = Self {
             node: node.to_owned(),
             kernel,
@@ -155,11 +197,14 @@ impl Sync {
             digest: StateDigest::default(),
             wanted: None,
             shared,
-            holding: Holding::default(),
+            holding,
             attached,
             planned: false,
             broken: None,
+            waiters: Vec::new(),
+            bypass: None,
         };
+        sync.end_former_bypass();
         match sync.store.load() {
             Ok(Some(stored)) => sync.resume(&stored),
             Ok(None) => {}
@@ -195,9 +240,11 @@ impl Sync {
     pub(crate) fn run(mut self, inputs: &Receiver<Input>) {
         loop {
             let now = Instant::now();
-            let next = self.broken.map_or(self.endpoints.next_look(), |broken| {
-                broken.min(self.endpoints.next_look())
-            });
+            let ends = [self.broken, self.bypass.as_ref().map(|bypass| bypass.ends)];
+            let next = ends
+                .into_iter()
+                .flatten()
+                .fold(self.endpoints.next_look(), Instant::min);
             match inputs.recv_timeout(next.saturating_duration_since(now)) {
                 Ok(Input::Revision { revision, reply }) => {
                     let result = self.revision(&revision);
@@ -206,6 +253,15 @@ impl Sync {
                     drop(reply.send(result));
                 }
                 Ok(Input::Links) => self.look(true),
+                Ok(Input::Pods(running)) => self.change_pods(|pods| pods.list(running)),
+                Ok(Input::Attach { pod, reply }) => self.attach_pod(*pod, reply),
+                Ok(Input::StartsUnjudged(key)) => self.starts_unjudged(&key),
+                Ok(Input::Detach(sandbox)) => self.change_pods(|pods| pods.remove(&sandbox).into_iter().collect()),
+                Ok(Input::Bypass { until, reason, reply }) => {
+                    let result = self.set_bypass(until, reason);
+                    self.publish();
+                    drop(reply.send(result));
+                }
                 Ok(Input::Describe(reply)) => drop(reply.send(self.describe())),
                 Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => self.look(false),
@@ -216,6 +272,9 @@ impl Sync {
     /// Looks at devices, and repairs what a failed write left.
     fn look(&mut self, links_changed: bool) {
         let now = Instant::now();
+        if self.bypass.as_ref().is_some_and(|bypass| bypass.ends <= now) {
+            self.end_bypass("its time is over");
+        }
         if self.broken.is_some_and(|broken| broken <= now) {
             self.broken = Some(now + apply::RETRY);
             match self.repair() {
@@ -235,10 +294,16 @@ impl Sync {
         if links_changed {
             self.attached = self.kernel.attached()?.into_iter().collect();
         }
+        if changed { self.replan() } else { Ok(()) }
+    }
+
+    /// Plans again because devices changed.
+    fn replan(&mut self) -> Result<(), SyncError> {
         // Without a state there is nothing to plan: what the kernel holds is an earlier agent's and stays.
-        if !changed || !self.planned || self.broken.is_some() {
+        if !self.planned || self.broken.is_some() {
             return Ok(());
         }
+        self.open_adoption();
         let ops = self.planner.plan_delta(&Delta::default(), &self.endpoints.local())?;
         self.carry_out(ops)?;
         self.attach_devices()

@@ -13,7 +13,7 @@ use bulkhead_proto::{
 };
 
 use super::{Sync, mirror::Live};
-use crate::endpoints::Device;
+use crate::endpoints::{Device, Pod};
 
 impl Sync {
     /// Tells the stream and the status what is so now.
@@ -23,6 +23,9 @@ impl Sync {
         }
         self.holding.generations = self.generations();
         self.holding.announced = self.announced();
+        self.holding.own = self.endpoints.own_addresses().collect();
+        self.holding.unmanaged = self.unmanaged();
+        self.answer_waiters();
         let holding = &self.holding;
         self.shared.holding.send_if_modified(|old| {
             let changed = old != holding;
@@ -49,7 +52,7 @@ impl Sync {
     }
 
     /// An endpoint's place in the kernel when it is enforced, else why it is not.
-    fn live(&self, key: &WorkloadKey) -> (Option<Live>, String) {
+    pub(super) fn live(&self, key: &WorkloadKey) -> (Option<Live>, String) {
         match self.endpoints.device(key) {
             None => (None, "not wanted on this node".to_owned()),
             Some(Err(why)) => (None, why.to_owned()),
@@ -66,9 +69,23 @@ impl Sync {
         }
     }
 
+    /// Everyone who is here: pods that the runtime or the CNI plugin named, wanted or not, and devices that annotations named.
     fn announced(&self) -> Vec<AnnouncedEndpoint> {
+        let pods = self.endpoints.pods();
+        let of_pod = |pod: &Pod| {
+            let device = self.endpoints.device(&pod.key).and_then(Result::ok);
+            AnnouncedEndpoint {
+                workload: Some(workload(&pod.key)),
+                pod_uid: pod.uid.clone(),
+                addresses: pod.place.addresses.iter().map(|ip| address_to_bytes(*ip)).collect(),
+                device: device.map_or_else(String::new, |device| device.name.clone()),
+                ifindex: device.map_or(0, |device| device.ifindex),
+                image_digests: pod.images.iter().cloned().collect(),
+                assigned: true,
+            }
+        };
         let endpoints = &self.planner.state().endpoints;
-        let one = |(key, device): (&WorkloadKey, &Device)| AnnouncedEndpoint {
+        let of_device = |(key, device): (&WorkloadKey, &Device)| AnnouncedEndpoint {
             workload: Some(workload(key)),
             pod_uid: endpoints
                 .get(key)
@@ -83,8 +100,10 @@ impl Sync {
             device: device.name.clone(),
             ifindex: device.ifindex,
             image_digests: Vec::new(),
+            assigned: false,
         };
-        self.endpoints.devices().map(one).collect()
+        let named = self.endpoints.devices().filter(|(key, _)| pods.get(key).is_none());
+        pods.iter().map(of_pod).chain(named.map(of_device)).collect()
     }
 
     pub(super) fn describe(&self) -> Vec<EndpointStatus> {

@@ -225,6 +225,7 @@ impl Planner {
             AddressKind::Pod => address_flag::POD,
             AddressKind::Node if binding.node.as_deref() == Some(self.node.as_str()) => address_flag::LOCAL_NODE,
             AddressKind::Node => 0,
+            AddressKind::Service => address_flag::SERVICE,
         };
         let identity = self.number(binding.peer);
         Some(AddressEntry {

@@ -185,6 +185,7 @@ impl Who {
         let wider = match entry.identity {
             identity::UNKNOWN_POD => identity::NONE,
             _ if entry.flags & address_flag::POD != 0 => identity::ANY_POD,
+            _ if entry.flags & address_flag::SERVICE != 0 => identity::NONE,
             _ => identity::ANY_NODE,
         };
         Self {

@@ -57,6 +57,7 @@ impl Names {
             rule::DEFAULT_ALLOW => Builtin::DefaultAllow,
             rule::CONTROL => Builtin::Control,
             rule::UNMANAGED => Builtin::Unmanaged,
+            rule::MIXED_BACKENDS => Builtin::MixedBackends,
             _ => return self.text(intern_kind::RULE, number, "rule"),
         };
         Cow::Owned(builtin.to_string())

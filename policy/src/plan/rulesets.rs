@@ -277,6 +277,7 @@ impl Planner {
             RuleName::Builtin(Builtin::DefaultAllow) => rule::DEFAULT_ALLOW,
             RuleName::Builtin(Builtin::Control) => rule::CONTROL,
             RuleName::Builtin(Builtin::Unmanaged) => rule::UNMANAGED,
+            RuleName::Builtin(Builtin::MixedBackends) => rule::MIXED_BACKENDS,
             RuleName::Rule { .. } | RuleName::DefaultDeny { .. } => self.kernel.rule(&name.to_string()),
         }
     }

@@ -15,8 +15,8 @@ use proptest::{
 
 use crate::{
     model::{
-        Attachment, Event, Guard, Labels, Mode, NamedPort, Namespace, Node, Object, Protocol, Workload, WorkloadKey,
-        Zone,
+        Attachment, EndpointSlice, Event, Guard, Labels, Mode, NamedPort, Namespace, Node, Object, Protocol, Service,
+        ServicePort, TargetPort, Workload, WorkloadKey, Zone,
     },
     oracle,
     probe::{End, Probe},
@@ -52,6 +52,20 @@ const OTHER_ADDRESSES: [&str; 8] = [
     "fd00::77",
     "fd00::1:77",
     "2001:db8::1",
+];
+/// Frontends; the last is sometimes a node's as well, as a load balancer that uses node addresses has it.
+const FRONTENDS: [&str; 4] = ["10.96.0.1", "10.96.0.2", "fd96::1", "192.168.0.2"];
+/// What may be behind a frontend: pods, a node, outside, nobody, and another frontend.
+const BACKENDS: [&str; 9] = [
+    "10.0.0.1",
+    "10.0.0.2",
+    "10.0.1.1",
+    "fd00::1",
+    "fd00::1:1",
+    "192.168.0.1",
+    "8.8.8.8",
+    "10.0.0.77",
+    "10.96.0.2",
 ];
 const POD_RANGES: [&str; 5] = [
     "10.0.0.0/24",
@@ -170,6 +184,61 @@ fn node() -> impl Strategy<Value = Node> {
         })
 }
 
+fn service() -> impl Strategy<Value = Service> {
+    let port = (select(&PORTS[..3]), select(&PROTOCOLS[..2]));
+    (
+        select(&NAMESPACES[..2]),
+        text(&["s", "t"]),
+        btree_set(address(&FRONTENDS), 0..3),
+        vec(port, 1..3),
+    )
+        .prop_map(|(namespace, name, addresses, ports)| Service {
+            key: WorkloadKey {
+                namespace: namespace.to_owned(),
+                name,
+            },
+            addresses,
+            ports: ports
+                .into_iter()
+                .enumerate()
+                .map(|(at, (port, protocol))| ServicePort {
+                    name: format!("port-{at}"),
+                    protocol,
+                    port,
+                    target: TargetPort::Number(port),
+                })
+                .collect(),
+            selector: None,
+        })
+}
+
+fn slice() -> impl Strategy<Value = EndpointSlice> {
+    let port = (0usize..3, select(&PROTOCOLS[..2]), select(&PORTS[..]));
+    (
+        select(&NAMESPACES[..2]),
+        text(&["s", "t"]),
+        text(&["1", "2"]),
+        btree_set(address(&BACKENDS), 0..4),
+        vec(port, 1..4),
+    )
+        .prop_map(|(namespace, service, suffix, addresses, ports)| EndpointSlice {
+            key: WorkloadKey {
+                namespace: namespace.to_owned(),
+                name: format!("{service}-{suffix}"),
+            },
+            service,
+            addresses,
+            ports: ports
+                .into_iter()
+                .map(|(at, protocol, number)| NamedPort {
+                    name: format!("port-{at}"),
+                    protocol,
+                    number,
+                })
+                .collect(),
+        })
+}
+
 /// Any object.
 pub fn object() -> impl Strategy<Value = Object> {
     prop_oneof![
@@ -177,6 +246,8 @@ pub fn object() -> impl Strategy<Value = Object> {
         6 => workload().prop_map(Object::Workload),
         2 => node().prop_map(Object::Node),
         6 => policy().prop_map(Object::Policy),
+        2 => service().prop_map(Object::Service),
+        2 => slice().prop_map(Object::EndpointSlice),
     ]
 }
 
@@ -187,13 +258,24 @@ pub fn cluster() -> impl Strategy<Value = Vec<Object>> {
         vec(workload(), 2..12),
         vec(node(), 0..3),
         vec(policy(), 0..12),
+        vec(service(), 0..4),
+        vec(slice(), 0..5),
     );
-    parts.prop_map(|(namespaces, workloads, nodes, policies)| {
+    parts.prop_map(|(namespaces, workloads, nodes, policies, services, slices)| {
         let namespaces = namespaces.into_iter().map(Object::Namespace);
         let workloads = workloads.into_iter().map(Object::Workload);
         let nodes = nodes.into_iter().map(Object::Node);
         let policies = policies.into_iter().map(Object::Policy);
-        distinct(namespaces.chain(workloads).chain(nodes).chain(policies))
+        let services = services.into_iter().map(Object::Service);
+        let slices = slices.into_iter().map(Object::EndpointSlice);
+        distinct(
+            namespaces
+                .chain(workloads)
+                .chain(nodes)
+                .chain(policies)
+                .chain(services)
+                .chain(slices),
+        )
     })
 }
 
@@ -276,7 +358,7 @@ pub fn draw() -> impl Strategy<Value = Draw> {
 }
 
 impl Draw {
-    /// The connection in this cluster.
+    /// The connection in this cluster. Never to a frontend: who opens one, connects to a backend.
     pub fn probe(&self, objects: &[Object]) -> Probe {
         let zone = Zone(u8::from(self.elsewhere));
         let pods = objects.iter().flat_map(|object| match object {
@@ -288,7 +370,14 @@ impl Draw {
             _ => Vec::new(),
         });
         let addresses = POD_ADDRESSES.iter().chain(&NODE_ADDRESSES).chain(&OTHER_ADDRESSES);
-        let addresses = addresses.filter_map(|text| parse(text)).map(End::address);
+        let frontend = |address: &IpAddr| {
+            let has = |object: &Object| matches!(object, Object::Service(it) if it.addresses.contains(address));
+            objects.iter().any(has)
+        };
+        let addresses = addresses
+            .filter_map(|text| parse(text))
+            .filter(|it| !frontend(it))
+            .map(End::address);
         // Pods three times, so that half of the connections have one at each end.
         let pods: Vec<End> = pods.collect();
         let ends: Vec<End> = pods

@@ -270,8 +270,11 @@ impl Bench {
             zone: 0,
         };
         if let Some(entry) = self.dump.addresses.get(&key) {
-            let class = match (entry.identity, entry.flags & address_flag::POD) {
-                (identity::UNKNOWN_POD, _) => identity::ANY_ADDRESS,
+            let class = match (
+                entry.identity,
+                entry.flags & (address_flag::POD | address_flag::SERVICE),
+            ) {
+                (identity::UNKNOWN_POD, _) | (_, address_flag::SERVICE) => identity::ANY_ADDRESS,
                 (_, 0) => identity::ANY_NODE,
                 _ => identity::ANY_POD,
             };
@@ -488,6 +491,7 @@ fn who(state: &State, address: IpAddr) -> (Vec<PeerId>, u32) {
             (PeerId::UnknownPod, _) => None,
             (_, AddressKind::Pod) => Some(PeerId::AnyPod),
             (_, AddressKind::Node) => Some(PeerId::AnyNode),
+            (_, AddressKind::Service) => None,
         };
         let chain = [Some(binding.peer), class, Some(PeerId::AnyAddress)];
         return (chain.into_iter().flatten().collect(), binding.image_class);

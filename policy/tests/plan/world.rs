@@ -356,6 +356,13 @@ fn binding_of(address: IpAddr, number: usize, image_class: u32) -> Binding {
                 name: address.to_string(),
             },
         ),
+        (false, None) if number % 2 == 1 => (
+            AddressKind::Service,
+            WorkloadKey {
+                namespace: "far".into(),
+                name: format!("service-{address}"),
+            },
+        ),
         (false, _) => (
             AddressKind::Node,
             WorkloadKey {

@@ -28,6 +28,7 @@ pub(crate) fn resource_to_wire(resource: &Resource, port_set: impl FnOnce(&Arc<P
             kind: match binding.kind {
                 AddressKind::Pod => v1::AddressKind::Pod,
                 AddressKind::Node => v1::AddressKind::Node,
+                AddressKind::Service => v1::AddressKind::Service,
             }
             .into(),
             image_class: binding.image_class,
@@ -96,6 +97,7 @@ fn binding(wire: v1::Binding) -> Result<Resource, WireError> {
     let kind = match v1::AddressKind::try_from(wire.kind) {
         Ok(v1::AddressKind::Pod) => AddressKind::Pod,
         Ok(v1::AddressKind::Node) => AddressKind::Node,
+        Ok(v1::AddressKind::Service) => AddressKind::Service,
         Ok(v1::AddressKind::Unspecified) | Err(_) => {
             return Err(WireError::new("kind", Problem::UnknownEnum(wire.kind)));
         }

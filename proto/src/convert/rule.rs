@@ -107,6 +107,7 @@ fn builtin_to_wire(builtin: Builtin) -> v1::BuiltinRule {
         Builtin::DefaultAllow => v1::BuiltinRule::DefaultAllow,
         Builtin::Control => v1::BuiltinRule::Control,
         Builtin::Unmanaged => v1::BuiltinRule::Unmanaged,
+        Builtin::MixedBackends => v1::BuiltinRule::MixedBackends,
     }
 }
 
@@ -117,6 +118,7 @@ fn builtin(number: i32) -> Result<Builtin, WireError> {
         Ok(v1::BuiltinRule::DefaultAllow) => Ok(Builtin::DefaultAllow),
         Ok(v1::BuiltinRule::Control) => Ok(Builtin::Control),
         Ok(v1::BuiltinRule::Unmanaged) => Ok(Builtin::Unmanaged),
+        Ok(v1::BuiltinRule::MixedBackends) => Ok(Builtin::MixedBackends),
         Ok(v1::BuiltinRule::Unspecified) | Err(_) => Err(WireError::new("builtin", Problem::UnknownEnum(number))),
     }
 }

@@ -87,6 +87,7 @@ fn rule() -> impl Strategy<Value = RuleName> {
         Builtin::DefaultAllow,
         Builtin::Control,
         Builtin::Unmanaged,
+        Builtin::MixedBackends,
     ];
     prop_oneof![
         select(builtins.to_vec()).prop_map(RuleName::Builtin),
@@ -160,7 +161,7 @@ pub(crate) fn port_set() -> impl Strategy<Value = Arc<PortSet>> {
 }
 
 fn binding() -> impl Strategy<Value = Binding> {
-    let kind = select(vec![AddressKind::Pod, AddressKind::Node]);
+    let kind = select(vec![AddressKind::Pod, AddressKind::Node, AddressKind::Service]);
     (peer(), kind, any::<u32>(), key(), option::of(text())).prop_map(|(peer, kind, image_class, name, node)| Binding {
         peer,
         kind,

@@ -23,6 +23,7 @@ pub(super) fn vectors() -> Vec<Vector> {
     for net in nets() {
         vectors.extend([
             classes(&net),
+            frontend(&net),
             unbound(&net),
             ranges(&net),
             both_ends(&net),
@@ -57,6 +58,36 @@ fn classes(net: &Net) -> Vector {
         .from(A, syn(net.stranger, 1), Reason::Allowed, 504)
         .from(A, syn(net.outside, 1), Reason::PolicyDenied, 505)
         .from(A, syn(net.unbound, 1), Reason::Allowed, 504)
+        .end()
+}
+
+/// A Service's frontend is itself or any address, never any pod or node.
+fn frontend(net: &Net) -> Vector {
+    let mut world = World::closed();
+    let service = |identity| AddressEntry {
+        identity,
+        slot: u32::MAX,
+        flags: address_flag::SERVICE,
+        image_class: 0,
+    };
+    for (peer, rule) in [
+        (identity::ANY_POD, 502),
+        (identity::ANY_NODE, 503),
+        (identity::ANY_ADDRESS, 504),
+        (who::C, 501),
+    ] {
+        world.entry(EGRESS + A, peer, &[allow(rule)]);
+    }
+    let own = AddressKey {
+        address: net.stranger.into(),
+        zone: 0,
+    };
+    let syn = |port| by_a(net, net.stranger).tcp(port, 80, SYN).build();
+    Story::new(format!("a frontend, {}", net.name), world)
+        .change(Change::Address(own, Some(service(who::C))))
+        .from(A, syn(1), Reason::Allowed, 501)
+        .change(Change::Address(own, Some(service(who::B))))
+        .from(A, syn(2), Reason::Allowed, 504)
         .end()
 }
 

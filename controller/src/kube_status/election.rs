@@ -1,0 +1,129 @@
+//! Which replica writes: the one that holds the Lease. A holder that is not heard of for [`HELD`] has lost it, by each candidate's
+//! own clock, so that clocks need not agree.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::{
+    api::coordination::v1::{Lease, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+    jiff::Timestamp,
+};
+use kube::{Api, Client, api::PostParams};
+use tokio::sync::watch;
+
+use super::MANAGER;
+
+/// How long a Lease is held without being renewed; what the Lease says, in seconds.
+const HELD: Duration = Duration::from_secs(15);
+const HELD_SECONDS: i32 = 15;
+/// A holder that could not renew for so long stops writing, before another one begins.
+const GIVE_UP: Duration = Duration::from_secs(10);
+/// Between looks.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// What a candidate knows of the Lease.
+struct Candidate {
+    api: Api<Lease>,
+    identity: String,
+    /// The version of another one's Lease, and since when it has been that.
+    seen: Option<(String, Instant)>,
+}
+
+/// Tries to hold the Lease for ever; `lead` says whether this process does.
+pub(super) async fn run(client: Client, namespace: String, identity: String, lead: watch::Sender<bool>) {
+    let mut candidate = Candidate {
+        api: Api::namespaced(client, &namespace),
+        identity,
+        seen: None,
+    };
+    let mut renewed = Instant::now();
+    let mut complained = false;
+    loop {
+        let begin = Instant::now();
+        let held = match tokio::time::timeout(GIVE_UP, candidate.look()).await {
+            Ok(Ok(held)) => {
+                complained = false;
+                renewed = if held { begin } else { renewed };
+                held
+            }
+            Ok(Err(error)) => {
+                if !std::mem::replace(&mut complained, true) {
+                    tracing::warn!(
+                        namespace, %error,
+                        "the Lease {MANAGER} cannot be read or written, so no status is written; does the namespace of --namespace exist?"
+                    );
+                }
+                *lead.borrow() && renewed.elapsed() < GIVE_UP
+            }
+            Err(_) => false,
+        };
+        if lead.send_replace(held) != held {
+            let said = if held {
+                "writes status from now on"
+            } else {
+                "writes status no more"
+            };
+            tracing::info!(identity = candidate.identity, "{said}");
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+impl Candidate {
+    /// Looks at the Lease, and takes or renews it when that may be; true when it is held.
+    async fn look(&mut self) -> kube::Result<bool> {
+        let Some(mut lease) = self.api.get_opt(MANAGER).await? else {
+            let lease = Lease {
+                metadata: ObjectMeta {
+                    name: Some(MANAGER.to_owned()),
+                    ..ObjectMeta::default()
+                },
+                spec: Some(self.spec(None)),
+            };
+            return taken(self.api.create(&PostParams::default(), &lease).await);
+        };
+        let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone());
+        let holder = holder.filter(|holder| !holder.is_empty());
+        if holder.as_ref().is_some_and(|holder| *holder != self.identity) && !self.expired(&lease) {
+            return Ok(false);
+        }
+        lease.spec = Some(self.spec(lease.spec));
+        // The version that was read goes with it: of two candidates one is refused.
+        taken(self.api.replace(MANAGER, &PostParams::default(), &lease).await)
+    }
+
+    /// Another one's Lease that has not changed for long enough.
+    fn expired(&mut self, lease: &Lease) -> bool {
+        let version = lease.metadata.resource_version.clone().unwrap_or_default();
+        match &self.seen {
+            Some((seen, since)) if *seen == version => since.elapsed() >= HELD,
+            _ => {
+                self.seen = Some((version, Instant::now()));
+                false
+            }
+        }
+    }
+
+    fn spec(&self, old: Option<LeaseSpec>) -> LeaseSpec {
+        let now = Some(MicroTime(Timestamp::now()));
+        let old = old.unwrap_or_default();
+        let same = old.holder_identity.as_ref() == Some(&self.identity);
+        LeaseSpec {
+            holder_identity: Some(self.identity.clone()),
+            lease_duration_seconds: Some(HELD_SECONDS),
+            acquire_time: if same { old.acquire_time } else { now.clone() },
+            renew_time: now,
+            lease_transitions: Some(old.lease_transitions.unwrap_or_default() + i32::from(!same)),
+            ..LeaseSpec::default()
+        }
+    }
+}
+
+/// Refused because another candidate was faster is no error.
+fn taken(answer: kube::Result<Lease>) -> kube::Result<bool> {
+    match answer {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => Ok(false),
+        Err(error) => Err(error),
+    }
+}

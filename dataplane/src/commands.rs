@@ -1,0 +1,62 @@
+//! The agent's subcommands.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use bulkhead_proto::v1::{SetBypassRequest, agent_service_client::AgentServiceClient};
+
+use crate::{
+    cni::install,
+    options::{CniFolders, Command},
+    stream::unix_channel,
+};
+
+/// Longest time the agent may take to answer.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+
+/// Carries one out.
+pub(crate) fn run(command: Command) -> Result<()> {
+    match command {
+        Command::CniUninstall(CniFolders {
+            cni_bin_dir,
+            cni_conf_dir,
+        }) => {
+            for path in install::uninstall(&cni_bin_dir, &cni_conf_dir)? {
+                tracing::info!(path = %path.display(), "taken out");
+            }
+            Ok(())
+        }
+        Command::Bypass { time, reason, socket } => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("starting the runtime")?;
+            let devices = runtime.block_on(bypass(&socket, time, reason))?;
+            if time.is_zero() {
+                tracing::info!("every device of this node is judged again");
+            } else {
+                tracing::warn!(
+                    devices,
+                    seconds = time.as_secs(),
+                    "not judged until then, or until the agent restarts"
+                );
+            }
+            Ok(())
+        }
+    }
+}
+
+async fn bypass(socket: &Path, time: Duration, reason: String) -> Result<u32> {
+    let seconds = u32::try_from(time.as_secs()).context("--for is too long")?;
+    let channel = unix_channel(socket, Some(ANSWER_MAX)).await.with_context(|| {
+        format!(
+            "connecting to the agent at {}; is it running, and are you root?",
+            socket.display()
+        )
+    })?;
+    let request = SetBypassRequest { seconds, reason };
+    match AgentServiceClient::new(channel).set_bypass(request).await {
+        Ok(answer) => Ok(answer.into_inner().devices),
+        Err(status) => bail!("the agent refuses: {}", status.message()),
+    }
+}

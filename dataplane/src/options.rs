@@ -1,0 +1,194 @@
+//! What the agent's command line says.
+
+use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand};
+
+use crate::{cni::install::Installation, gate::StartGate, store, stream::Address, tls};
+
+/// Enforces Bulkhead's policies on the pods of this node. Enforcement goes on when the agent ends, however it ends.
+#[derive(Debug, Parser)]
+#[command(
+    name = "bulkhead-agent",
+    version,
+    subcommand_negates_reqs = true,
+    args_conflicts_with_subcommands = true
+)]
+pub struct Options {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) agent: Agent,
+}
+
+/// Without a subcommand: be the agent.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Agent {
+    /// Name of this node, as the controller knows it
+    #[arg(long, env = "BULKHEAD_NODE", required = true)]
+    pub(crate) node: Option<String>,
+    /// Where the controller listens: <unix:/ABSOLUTE/PATH> or <https://HOST:PORT>
+    #[arg(
+        long,
+        env = "BULKHEAD_CONTROLLER",
+        default_value = "unix:/run/bulkhead/controller.sock"
+    )]
+    pub(crate) controller: Address,
+    #[command(flatten)]
+    pub(crate) tls: tls::Options,
+    /// Socket to serve flows, status and endpoints on, and the CNI plugin (made with mode 0600)
+    #[arg(long, env = "BULKHEAD_SOCKET", default_value = SOCKET)]
+    pub(crate) socket: PathBuf,
+    /// Folder for pinned maps and links; a bpffs is mounted there if none is
+    #[arg(long, env = "BULKHEAD_BPFFS", default_value = "/run/bulkhead/bpf")]
+    pub(crate) bpffs: PathBuf,
+    /// Folder for the last state, which is used while the controller is away
+    #[arg(long, env = "BULKHEAD_STATE_DIR", default_value = "/var/lib/bulkhead")]
+    pub(crate) state_dir: PathBuf,
+    /// Socket of the container runtime, which knows the pods that were here before: <unix:///ABSOLUTE/PATH>, or `none`
+    #[arg(
+        long,
+        env = "BULKHEAD_CRI_SOCKET",
+        default_value = "unix:///run/containerd/containerd.sock"
+    )]
+    pub(crate) cri_socket: RuntimeSocket,
+    /// What happens to a pod that starts while this node has never had rules
+    #[arg(long, env = "BULKHEAD_START_GATE", value_enum, default_value_t)]
+    pub(crate) start_gate: StartGate,
+    /// Namespaces whose pods may start while the controller is away: the one it runs in (may be given several times)
+    #[arg(
+        long,
+        env = "BULKHEAD_CONTROL_NAMESPACE",
+        value_delimiter = ',',
+        default_value = "bulkhead-system"
+    )]
+    pub(crate) control_namespace: Vec<String>,
+    /// Install the CNI plugin on this node, and keep it installed
+    #[arg(long, env = "BULKHEAD_CNI_INSTALL")]
+    pub(crate) cni_install: bool,
+    #[command(flatten)]
+    pub(crate) cni: CniFolders,
+    /// Longest time the plugin lets a pod wait for its rules before the runtime is told to try again, milliseconds
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..=60_000))]
+    pub(crate) cni_timeout_ms: u32,
+    /// Address to serve /livez, /readyz and /metrics on: <ADDRESS:PORT>
+    #[arg(long, env = "BULKHEAD_HEALTH_LISTEN")]
+    pub(crate) health_listen: Option<SocketAddr>,
+    /// Network namespace to work in: where the host-side devices of pods are. Default: the agent's own
+    #[arg(long)]
+    pub(crate) netns: Option<PathBuf>,
+    /// For tests: kill this process after so many map writes
+    #[arg(long, hide = true)]
+    pub(crate) fail_after_writes: Option<u64>,
+    /// For tests: map writes FIRST-LAST fail
+    #[arg(long, hide = true, value_parser = numbers)]
+    pub(crate) refuse_writes: Option<RangeInclusive<u64>>,
+}
+
+const SOCKET: &str = "/run/bulkhead/agent.sock";
+
+/// Where container runtimes look.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CniFolders {
+    /// Folder of CNI plugins on this node
+    #[arg(long, env = "BULKHEAD_CNI_BIN_DIR", default_value = "/opt/cni/bin")]
+    pub(crate) cni_bin_dir: PathBuf,
+    /// Folder of CNI configurations on this node
+    #[arg(long, env = "BULKHEAD_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
+    pub(crate) cni_conf_dir: PathBuf,
+}
+
+/// Other things to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Take the CNI plugin off this node: its entry from every configuration, then its binary
+    CniUninstall(CniFolders),
+    /// Emergency: judge nothing on this node for a limited time, or end that with `--for 0s`
+    Bypass {
+        /// How long: 30s, 10m, 2h
+        #[arg(long = "for", value_parser = duration)]
+        time: Duration,
+        /// Why; kept in the log, the status and the metrics
+        #[arg(long)]
+        reason: String,
+        /// Socket of the agent
+        #[arg(long, env = "BULKHEAD_SOCKET", default_value = SOCKET)]
+        socket: PathBuf,
+    },
+}
+
+impl Agent {
+    /// What is to be installed.
+    pub(crate) fn installation(&self) -> Installation {
+        Installation {
+            bin_dir: self.cni.cni_bin_dir.clone(),
+            conf_dir: self.cni.cni_conf_dir.clone(),
+            agent_socket: self.socket.clone(),
+            state_file: self.state_dir.join(store::FILE),
+            start_gate: match self.start_gate {
+                StartGate::Open => "open",
+                StartGate::Strict => "strict",
+            }
+            .to_owned(),
+            timeout_ms: self.cni_timeout_ms,
+        }
+    }
+}
+
+/// Where the container runtime is asked; `None` = nowhere.
+#[derive(Clone, Debug)]
+pub(crate) struct RuntimeSocket(pub(crate) Option<PathBuf>);
+
+impl std::str::FromStr for RuntimeSocket {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let path = text.strip_prefix("unix://").unwrap_or(text);
+        match path {
+            "none" => Ok(Self(None)),
+            path if path.starts_with('/') => Ok(Self(Some(path.into()))),
+            _ => Err(format!("{text}: neither unix:///ABSOLUTE/PATH nor none")),
+        }
+    }
+}
+
+fn numbers(text: &str) -> Result<RangeInclusive<u64>, String> {
+    let parse = |number: &str| number.parse::<u64>().map_err(|error| error.to_string());
+    let (first, last) = text.split_once('-').ok_or("not FIRST-LAST")?;
+    Ok(parse(first)?..=parse(last)?)
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text}: not a number with its unit, as in 30s, 10m or 2h");
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("10m"), Ok(Duration::from_mins(10)));
+        assert_eq!(duration("0s"), Ok(Duration::ZERO));
+        for text in ["", "10", "m", "-1s", "1d", "10ä"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_node_is_needed_but_not_by_subcommands() {
+        assert!(Options::try_parse_from(["bulkhead-agent", "--node", "n"]).is_ok());
+        let bypass = ["bulkhead-agent", "bypass", "--for", "1m", "--reason", "x"];
+        assert!(Options::try_parse_from(bypass).is_ok());
+        assert!(Options::try_parse_from(["bulkhead-agent", "bypass", "--for", "1m"]).is_err());
+    }
+}

@@ -1,0 +1,164 @@
+//! What the cluster is made of, built from Go modules and Debian's packages: once per set of sources, then cached.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    images::{Image, archive},
+    paths,
+    run::{self, step},
+};
+
+/// The oldest Go that builds this Kubernetes.
+pub(crate) const GO_VERSION: &str = "1.26";
+const KUBERNETES: &str = "1.37.2";
+const CONTAINERD: &str = "v2.4.2";
+/// Also in `manifests/coredns.yaml`.
+const COREDNS: &str = "1.15.0";
+const HELM: &str = "v3.22.0";
+/// Images that upstream's suites ask for by a public name are asked for here instead; no registry serves it.
+const REGISTRY: &str = "promoterE2eRegistry: localhost\n";
+
+/// A folder with `bin/` and `images/`.
+pub(crate) struct Binaries {
+    pub(crate) root: PathBuf,
+}
+
+impl Binaries {
+    /// The folder of programs.
+    pub(crate) fn bin(&self) -> PathBuf {
+        self.root.join("bin")
+    }
+
+    /// A program's path.
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.bin().join(name)
+    }
+
+    /// The file that tells upstream's suites where images come from (environment `KUBE_TEST_REPO_LIST`).
+    pub(crate) fn repositories(&self) -> PathBuf {
+        self.root.join("repositories.yaml")
+    }
+}
+
+/// The `go` command, if there is one.
+pub(crate) fn go() -> Option<PathBuf> {
+    ["go", "/usr/local/go/bin/go"]
+        .into_iter()
+        .find(|program| run::output(program, &["version"]).is_some())
+        .map(PathBuf::from)
+}
+
+fn sources() -> PathBuf {
+    paths::root().join("testbed/kube")
+}
+
+/// The binaries of this checkout's sources, built if they are not there.
+pub(crate) fn ensure() -> Result<Binaries> {
+    let binaries = Binaries {
+        root: paths::cache()?.join("kube").join(key()?),
+    };
+    let complete = binaries.root.join("complete");
+    if complete.exists() {
+        return Ok(binaries);
+    }
+    println!(
+        "building Kubernetes {KUBERNETES}, containerd {CONTAINERD}, CoreDNS {COREDNS} and upstream's tests into {}\n\
+         (once; about 15 minutes with an empty Go cache, half a minute with a full one)",
+        binaries.root.display()
+    );
+    fs::create_dir_all(binaries.bin()).with_context(|| format!("creating {}", binaries.root.display()))?;
+    let go = go().context("Go is not installed")?;
+    for (name, package) in [
+        ("kube-testbed", "."),
+        ("pause", "./pause"),
+        ("agnhost", "k8s.io/kubernetes/test/images/agnhost"),
+        ("e2e-netpol", "./e2e-netpol"),
+    ] {
+        let mut command = nice(&go, &["build", "-trimpath", "-ldflags", &linker_flags(), "-o"]);
+        command.arg(binaries.program(name)).arg(package).current_dir(sources());
+        step(&format!("build {name}"), &mut command)?;
+    }
+    let containerd = "github.com/containerd/containerd/v2/cmd";
+    for module in [
+        format!("{containerd}/containerd@{CONTAINERD}"),
+        format!("{containerd}/containerd-shim-runc-v2@{CONTAINERD}"),
+        format!("{containerd}/ctr@{CONTAINERD}"),
+        format!("github.com/coredns/coredns@v{COREDNS}"),
+        format!("helm.sh/helm/v3/cmd/helm@{HELM}"),
+    ] {
+        let name = module
+            .rsplit('/')
+            .next()
+            .and_then(|last| last.split('@').next())
+            .unwrap_or(&module);
+        let mut command = nice(&go, &["install", "-trimpath", "-ldflags", "-s -w", &module]);
+        command.env("GOBIN", binaries.bin());
+        step(&format!("build {name}"), &mut command)?;
+    }
+    make_images(&binaries)?;
+    fs::write(&complete, "").context("marking the binaries as complete")?;
+    Ok(binaries)
+}
+
+/// Images of the bed itself, which every node imports when it starts.
+fn make_images(binaries: &Binaries) -> Result<()> {
+    fs::write(binaries.repositories(), REGISTRY).context("writing repositories.yaml")?;
+    let images = binaries.root.join("images");
+    fs::create_dir_all(&images).with_context(|| format!("creating {}", images.display()))?;
+    let mut asked = Command::new(binaries.program("e2e-netpol"));
+    asked.arg("-image").env("KUBE_TEST_REPO_LIST", binaries.repositories());
+    let agnhost = crate::cluster::process::output_of(&mut asked)?;
+    for (name, program, command) in [
+        ("localhost/pause:1", "pause", ""),
+        (agnhost.trim(), "agnhost", "pause"),
+        (&format!("localhost/coredns:{COREDNS}"), "coredns", ""),
+    ] {
+        let path = format!("/{program}");
+        let image = Image {
+            name,
+            files: &[(&binaries.program(program), &path)],
+            entrypoint: &path,
+            command: if command.is_empty() { &[] } else { &[command] },
+        };
+        archive::write(&image, &images.join(format!("{program}.tar")))?;
+    }
+    Ok(())
+}
+
+/// Without a version the components take themselves for an unreleased one, and behave like it.
+fn linker_flags() -> String {
+    let mut parts = KUBERNETES.split('.');
+    let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let base = "k8s.io/component-base/version";
+    format!(
+        "-s -w -X {base}.gitVersion=v{KUBERNETES} -X {base}.gitMajor={major} -X {base}.gitMinor={minor} \
+         -X k8s.io/client-go/pkg/version.gitVersion=v{KUBERNETES}"
+    )
+}
+
+/// A long build leaves the machine usable.
+fn nice(program: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new("nice");
+    command
+        .args(["-n", "5"])
+        .arg(program)
+        .args(arguments)
+        .env("CGO_ENABLED", "0");
+    command
+}
+
+/// A digest of all that goes in: modules, sources and the versions in this file.
+fn key() -> Result<String> {
+    let mut command = Command::new("sh");
+    command
+        .current_dir(sources())
+        .args(["-c", "{ echo \"$1\"; find . -name '*.go' -o -name 'go.*' | LC_ALL=C sort | xargs sha256sum; } | sha256sum | cut -c1-16"])
+        .args(["sh", &format!("{KUBERNETES} {CONTAINERD} {COREDNS} {HELM} {}", linker_flags())]);
+    Ok(crate::cluster::process::output_of(&mut command)?.trim().to_owned())
+}
