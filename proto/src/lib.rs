@@ -33,6 +33,7 @@ pub mod v1 {
 #[expect(
     missing_docs,
     clippy::pedantic,
+    clippy::allow_attributes_without_reason,
     reason = "generated; the .proto file says what things mean"
 )]
 pub mod cri {
