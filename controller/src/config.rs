@@ -30,7 +30,7 @@ pub struct Config {
         default_value = "bulkhead-system"
     )]
     pub namespace: String,
-    /// ServiceAccount of this controller's pods: those of it in --namespace are not cut off by any policy (builtin/control).
+    /// `ServiceAccount` of this controller's pods: those of it in --namespace are not cut off by any policy (builtin/control).
     #[arg(
         long,
         value_name = "NAME",

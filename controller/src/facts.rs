@@ -271,7 +271,9 @@ impl Facts {
                 .map(|workload| facts.effective(workload).addresses)
         };
         let were: Vec<_> = touched.iter().map(|key| addresses_of(self, key)).collect();
-        gone.iter().for_each(|key| self.let_go(key));
+        for key in &gone {
+            self.let_go(key);
+        }
         for (key, announced) in believed {
             self.hold(key, announced);
         }

@@ -49,7 +49,7 @@ async fn main() -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    run(config, Some(log_level), shutdown).await
+    Box::pin(run(config, Some(log_level), shutdown)).await
 }
 
 /// What changes the level of the log that belongs to `handle`.

@@ -356,9 +356,13 @@ async fn findings_and_sizes_are_in_the_status_and_a_second_instance_is_refused()
         (2, 1, 2, 2)
     );
     assert!(status.source.ends_with("manifests"));
-    let error = bulkhead_controller::run::run(controller.config(), None, std::future::pending())
-        .await
-        .unwrap_err();
+    let error = Box::pin(bulkhead_controller::run::run(
+        controller.config(),
+        None,
+        std::future::pending(),
+    ))
+    .await
+    .unwrap_err();
     assert!(
         error.to_string().contains("another controller is serving on"),
         "{error}"

@@ -133,8 +133,8 @@ impl Controller {
 /// A node as it should be, to be made worse.
 fn node(id: &str) -> CertificateParams {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.not_before = (SystemTime::now() - Duration::from_secs(60)).into();
-    params.not_after = (SystemTime::now() + Duration::from_secs(3600)).into();
+    params.not_before = (SystemTime::now() - Duration::from_mins(1)).into();
+    params.not_after = (SystemTime::now() + Duration::from_hours(1)).into();
     params.subject_alt_names = vec![uri(id)];
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![Usage::DigitalSignature];
@@ -242,6 +242,7 @@ fn request(key: &KeyPair) -> Vec<u8> {
 const N1: &str = "spiffe://test.example/node/n1";
 
 /// What is wrong, a certificate that is so, and what the log says of it.
+#[expect(clippy::too_many_lines, reason = "a table: one case after the other")]
 fn hostile(authority: &(String, String)) -> Vec<(&'static str, Credentials, &'static str)> {
     let worse = |change: &dyn Fn(&mut CertificateParams)| {
         let mut params = node(N1);
@@ -249,7 +250,7 @@ fn hostile(authority: &(String, String)) -> Vec<(&'static str, Credentials, &'st
         signed(&params, authority)
     };
     let named = |id: &str| signed(&node(id), authority);
-    let hour = Duration::from_secs(3600);
+    let hour = Duration::from_hours(1);
     let own = KeyPair::generate().unwrap();
     let self_signed = (node(N1).self_signed(&own).unwrap().der().clone(), own);
     let foreign = {

@@ -75,6 +75,13 @@ fn serve(options: options::Agent) -> Result<()> {
     result
 }
 
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .with_context(|| format!("starting thread {name}"))
+}
+
 /// The threads, and what connects them to the tasks.
 struct Parts {
     sync: SyncSender<Input>,
@@ -107,13 +114,11 @@ impl Parts {
         let maps = kernel.maps.clone();
         let ring = kernel.events()?;
         let writer = kernel.writer(Fuse::new(options.fail_after_writes, options.refuse_writes.clone()))?;
-        let store = Store::open(&options.state_dir)?;
+        let store = Store::open(&options.state_dir, &node)?;
         let state = Sync::start(&node, kernel, writer, store, shared)?;
 
         let (sync, inputs) = sync_channel(QUEUE);
-        let syncing = thread::Builder::new()
-            .name("sync".to_owned())
-            .spawn(move || state.run(&inputs))?;
+        let syncing = spawn("sync", move || state.run(&inputs))?;
         let shared = flows::Shared {
             names,
             devices,
@@ -122,13 +127,9 @@ impl Parts {
             stop: stop.clone(),
         };
         let reader = flows::Reader::new(ring, maps.clone(), shared);
-        let reading = thread::Builder::new()
-            .name("flows".to_owned())
-            .spawn(move || reader.run())?;
+        let reading = spawn("flows", move || reader.run())?;
         let (changes, notices, stopped) = (LinkChanges::open()?, sync.clone(), stop.clone());
-        let watching = thread::Builder::new()
-            .name("links".to_owned())
-            .spawn(move || watch_links(&changes, &notices, &stopped))?;
+        let watching = spawn("links", move || watch_links(&changes, &notices, &stopped))?;
         let (connection, connected) = watch::channel(Connection::default());
         let gate = Gate {
             start: options.start_gate,

@@ -128,8 +128,10 @@ impl Runtime {
         let mut newest: BTreeMap<WorkloadKey, (i64, Pod)> = BTreeMap::new();
         for sandbox in &listed {
             if !self.sandboxes.contains_key(&sandbox.id) {
-                let Some(pod) = ask(&mut client, sandbox).await? else {
-                    continue;
+                let pod = match ask(&mut client, sandbox).await? {
+                    Found::Pod(pod) => Some(pod),
+                    Found::HostNetwork => None,
+                    Found::NotYet => continue,
                 };
                 self.sandboxes.insert(sandbox.id.clone(), pod);
             }
@@ -193,22 +195,30 @@ impl Runtime {
     }
 }
 
-/// What a sandbox is: `Some(None)` for one without a network of its own, `None` for one that is gone or not ready to be
-/// asked, which the next list tries again.
-async fn ask(client: &mut RuntimeServiceClient<Channel>, sandbox: &PodSandbox) -> Result<Option<Option<Pod>>> {
+/// What a sandbox turned out to be.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    Pod(Pod),
+    /// It uses the node's network: nothing to attach to.
+    HostNetwork,
+    /// Gone, or not ready to be asked; the next list tries again.
+    NotYet,
+}
+
+async fn ask(client: &mut RuntimeServiceClient<Channel>, sandbox: &PodSandbox) -> Result<Found> {
     let request = PodSandboxStatusRequest {
         pod_sandbox_id: sandbox.id.clone(),
         verbose: true,
     };
     let answer = match client.pod_sandbox_status(request).await {
         Ok(answer) => answer.into_inner(),
-        Err(status) if status.code() == tonic::Code::NotFound => return Ok(None),
+        Err(status) if status.code() == tonic::Code::NotFound => return Ok(Found::NotYet),
         Err(status) => return Err(status).context(format!("asking about sandbox {}", sandbox.id)),
     };
     Ok(pod(sandbox, &answer))
 }
 
-fn pod(sandbox: &PodSandbox, answer: &PodSandboxStatusResponse) -> Option<Option<Pod>> {
+fn pod(sandbox: &PodSandbox, answer: &PodSandboxStatusResponse) -> Found {
     let status = answer.status.clone().unwrap_or_default();
     let mode = status
         .linux
@@ -216,7 +226,7 @@ fn pod(sandbox: &PodSandbox, answer: &PodSandboxStatusResponse) -> Option<Option
         .and_then(|namespaces| namespaces.options)
         .map_or(NamespaceMode::Pod, |options| options.network());
     if mode == NamespaceMode::Node {
-        return Some(None);
+        return Found::HostNetwork;
     }
     let network = status.network.unwrap_or_default();
     let more = network.additional_ips.iter().map(|more| more.ip.as_str());
@@ -230,10 +240,12 @@ fn pod(sandbox: &PodSandbox, answer: &PodSandboxStatusResponse) -> Option<Option
             sandbox = sandbox.id,
             "the container runtime does not say which network namespace this pod has; only the CNI plugin can tell"
         );
-        return None;
+        return Found::NotYet;
     };
-    let metadata = sandbox.metadata.clone()?;
-    Some(Some(Pod {
+    let Some(metadata) = sandbox.metadata.clone() else {
+        return Found::NotYet;
+    };
+    Found::Pod(Pod {
         key: WorkloadKey {
             namespace: metadata.namespace,
             name: metadata.name,
@@ -246,7 +258,7 @@ fn pod(sandbox: &PodSandbox, answer: &PodSandboxStatusResponse) -> Option<Option
             addresses,
         },
         images: BTreeSet::new(),
-    }))
+    })
 }
 
 /// The namespace's path from the runtime's own words: the specification the sandbox was made from, which both containerd and
@@ -285,6 +297,13 @@ mod tests {
 
     use super::*;
 
+    fn found(mode: NamespaceMode, info: &str) -> Pod {
+        match super::pod(&sandbox(), &answer(mode, info)) {
+            Found::Pod(pod) => pod,
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn sandbox() -> PodSandbox {
         PodSandbox {
             id: "s1".to_owned(),
@@ -320,19 +339,22 @@ mod tests {
     #[test]
     fn the_namespace_comes_from_the_specification_or_the_process() {
         let spec = r#"{"pid":7,"runtimeSpec":{"linux":{"namespaces":[{"type":"pid"},{"type":"network","path":"/run/netns/a"}]}}}"#;
-        let found = pod(&sandbox(), &answer(NamespaceMode::Pod, spec)).unwrap().unwrap();
-        assert_eq!(found.place.netns, PathBuf::from("/run/netns/a"));
-        assert_eq!(found.key.to_string(), "shop/web");
-        assert_eq!(found.place.addresses.len(), 2);
+        let one = found(NamespaceMode::Pod, spec);
+        assert_eq!(one.place.netns, PathBuf::from("/run/netns/a"));
+        assert_eq!(one.key.to_string(), "shop/web");
+        assert_eq!(one.place.addresses.len(), 2);
         let process = r#"{"pid":7,"runtimeSpec":{"linux":{"namespaces":[{"type":"network"}]}}}"#;
-        let found = pod(&sandbox(), &answer(NamespaceMode::Pod, process)).unwrap().unwrap();
-        assert_eq!(found.place.netns, PathBuf::from("/proc/7/ns/net"));
-        assert_eq!(pod(&sandbox(), &answer(NamespaceMode::Pod, r#"{"pid":0}"#)), None);
+        let other = found(NamespaceMode::Pod, process);
+        assert_eq!(other.place.netns, PathBuf::from("/proc/7/ns/net"));
+        assert_eq!(
+            super::pod(&sandbox(), &answer(NamespaceMode::Pod, r#"{"pid":0}"#)),
+            Found::NotYet
+        );
     }
 
     #[test]
     fn host_network_pods_are_skipped() {
-        assert_eq!(pod(&sandbox(), &answer(NamespaceMode::Node, "{}")), Some(None));
+        assert_eq!(pod(&sandbox(), &answer(NamespaceMode::Node, "{}")), Found::HostNetwork);
     }
 
     #[test]

@@ -94,19 +94,16 @@ impl Gate {
             return Ok(answer(Admission::Enforced, String::new()));
         }
         let why = self.why(&key, &uid);
-        match self.exception(&key.namespace) {
-            Some(exception) => {
-                let input = Input::StartsUnjudged(key.clone());
-                self.tell(input, Instant::now() + WAIT_MAX).await?;
-                self.admissions.unmanaged.fetch_add(1, Ordering::Relaxed);
-                let reason = format!("{exception}; {why}");
-                tracing::warn!(endpoint = %key, "starts without rules: {reason}");
-                Ok(answer(Admission::Unmanaged, reason))
-            }
-            None => {
-                tracing::warn!(endpoint = %key, "does not start yet: {why}");
-                Ok(self.refuse(why))
-            }
+        if let Some(exception) = self.exception(&key.namespace) {
+            let input = Input::StartsUnjudged(key.clone());
+            self.tell(input, Instant::now() + WAIT_MAX).await?;
+            self.admissions.unmanaged.fetch_add(1, Ordering::Relaxed);
+            let reason = format!("{exception}; {why}");
+            tracing::warn!(endpoint = %key, "starts without rules: {reason}");
+            Ok(answer(Admission::Unmanaged, reason))
+        } else {
+            tracing::warn!(endpoint = %key, "does not start yet: {why}");
+            Ok(self.refuse(why))
         }
     }
 

@@ -6,9 +6,9 @@
 //! the snapshot.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read, Write},
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -24,6 +24,10 @@ use thiserror::Error;
 /// Name of the file. Its presence says that the node has had a state, which the CNI plugin looks at too.
 pub(crate) const FILE: &str = "state.bulkhead";
 const PODS_FILE: &str = "pods.json";
+/// Says whose folder it is; locked while an agent runs on it.
+const OWNER_FILE: &str = "node";
+/// Longest name of a node that is read back, bytes (a DNS subdomain has 253).
+const OWNER_MAX: u64 = 512;
 /// Differences may at least be this long before the file is written anew, bytes.
 const SLACK: u64 = 1 << 20;
 
@@ -32,6 +36,14 @@ const SLACK: u64 = 1 << 20;
 pub(crate) enum StoreError {
     #[error("{}: {source}; the last state is not kept, so a restart without the controller begins with what the kernel holds", path.display())]
     Write { path: PathBuf, source: io::Error },
+    #[error("{}: another agent is running on this folder; two nodes need two --state-dir", folder.display())]
+    Taken { folder: PathBuf },
+    #[error("{}: this is the state of node {owner}, and this is node {node}; another node's rules must not be applied here: give another --state-dir, or remove the folder if the node was renamed", folder.display())]
+    OtherNode {
+        folder: PathBuf,
+        owner: String,
+        node: String,
+    },
     #[error("{}: {source}; it is ignored", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("{}: {problem}; it is ignored", path.display())]
@@ -53,11 +65,13 @@ pub(crate) struct Store {
     file: Option<File>,
     snapshot_bytes: u64,
     appended_bytes: u64,
+    /// Held for its lock.
+    _owner: File,
 }
 
 impl Store {
-    /// Makes the folder.
-    pub(crate) fn open(folder: &Path) -> Result<Self, StoreError> {
+    /// Makes the folder, and takes it for this node and process.
+    pub(crate) fn open(folder: &Path, node: &str) -> Result<Self, StoreError> {
         let path = folder.join(FILE);
         DirBuilder::new()
             .recursive(true)
@@ -72,6 +86,7 @@ impl Store {
             file: None,
             snapshot_bytes: 0,
             appended_bytes: 0,
+            _owner: claim(folder, node)?,
         })
     }
 
@@ -224,6 +239,44 @@ fn read_whole(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
     }
 }
 
+/// Locks the folder, and sees that it is this node's.
+fn claim(folder: &Path, node: &str) -> Result<File, StoreError> {
+    let path = folder.join(OWNER_FILE);
+    let failed = |source| StoreError::Write {
+        path: path.clone(),
+        source,
+    };
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed)?;
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => StoreError::Taken {
+            folder: folder.to_owned(),
+        },
+        TryLockError::Error(source) => failed(source),
+    })?;
+    let mut owner = String::new();
+    Read::by_ref(&mut file)
+        .take(OWNER_MAX)
+        .read_to_string(&mut owner)
+        .map_err(failed)?;
+    if owner.is_empty() {
+        file.write_all(node.as_bytes()).map_err(failed)?;
+    } else if owner != node {
+        return Err(StoreError::OtherNode {
+            folder: folder.to_owned(),
+            owner,
+            node: node.to_owned(),
+        });
+    }
+    Ok(file)
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
@@ -267,7 +320,7 @@ mod tests {
     #[test]
     fn what_was_kept_comes_back_and_a_cut_frame_does_not() {
         let folder = tempfile::tempdir().unwrap();
-        let mut store = Store::open(folder.path()).unwrap();
+        let mut store = Store::open(folder.path(), "n1").unwrap();
         assert!(store.load().unwrap().is_none());
         let first = revision(5, true, vec![binding(1, "a")]);
         store.keep(&first, &State::default()).unwrap();
@@ -290,13 +343,26 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_is_one_node_s_and_one_process_s() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), "n1").unwrap();
+        let error = Store::open(folder.path(), "n1").unwrap_err().to_string();
+        assert!(error.contains("another agent is running on this folder"), "{error}");
+        drop(store);
+        let error = Store::open(folder.path(), "n2").unwrap_err().to_string();
+        assert!(error.contains("the state of node n1, and this is node n2"), "{error}");
+        Store::open(folder.path(), "n1").unwrap();
+    }
+
+    #[test]
     fn a_successor_begins_with_a_whole_file() {
         let folder = tempfile::tempdir().unwrap();
-        let mut store = Store::open(folder.path()).unwrap();
+        let mut store = Store::open(folder.path(), "n1").unwrap();
         store
             .keep(&revision(5, true, vec![binding(1, "a")]), &State::default())
             .unwrap();
-        let mut successor = Store::open(folder.path()).unwrap();
+        drop(store);
+        let mut successor = Store::open(folder.path(), "n1").unwrap();
         let before = successor.load().unwrap().unwrap().state;
         successor
             .keep(&revision(6, false, vec![binding(1, "c")]), &before)

@@ -40,7 +40,7 @@ pub(crate) struct Options {
     /// Certificate of the authority to trust (PEM); read again for every connection
     #[arg(long, env = "BULKHEAD_CA_FILE", default_value = "/var/run/bulkhead/ca/ca.crt")]
     ca_file: PathBuf,
-    /// ServiceAccount token that buys the first certificate; read again each time
+    /// `ServiceAccount` token that buys the first certificate; read again each time
     #[arg(long, env = "BULKHEAD_TOKEN_FILE", default_value = "/var/run/bulkhead/token/token")]
     token_file: PathBuf,
 }
@@ -113,16 +113,15 @@ impl Tls {
 
     /// A new certificate: for the one we have, or for the token.
     async fn obtain(&self, address: &str, old: Option<&Credentials>) -> Result<Credentials> {
-        let token = match old {
-            Some(_) => String::new(),
-            None => {
-                let path = &self.options.token_file;
-                let token = read(path).with_context(|| format!("token {}", path.display()))?;
-                String::from_utf8(token)
-                    .with_context(|| format!("token {} is no text", path.display()))?
-                    .trim()
-                    .to_owned()
-            }
+        let token = if old.is_some() {
+            String::new()
+        } else {
+            let path = &self.options.token_file;
+            let token = read(path).with_context(|| format!("token {}", path.display()))?;
+            String::from_utf8(token)
+                .with_context(|| format!("token {} is no text", path.display()))?
+                .trim()
+                .to_owned()
         };
         let key = KeyPair::generate().context("making a key")?;
         let request = CertificateParams::new(Vec::new())

@@ -1,5 +1,6 @@
 //! Pods that get their network from real CNI plugins with ours chained behind, the test being the container runtime: a pod's
 //! first packet is judged, and it does not start when it would not be.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod common;
 

@@ -20,9 +20,9 @@ use rustls::pki_types::{
 };
 
 /// How long the authority itself is valid.
-const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+const AUTHORITY_LIFETIME: Duration = Duration::from_hours(10 * 365 * 24);
 /// Certificates begin a little before they are made: clocks differ.
-const BACKDATE: Duration = Duration::from_secs(300);
+const BACKDATE: Duration = Duration::from_mins(5);
 
 /// An authority: its certificate and its key.
 pub(crate) struct Authority {

@@ -31,7 +31,7 @@ pub struct Options {
         default_value = "bulkhead-controller"
     )]
     pub token_audience: String,
-    /// ServiceAccount of the agents: only their tokens buy certificates.
+    /// `ServiceAccount` of the agents: only their tokens buy certificates.
     #[arg(
         long,
         value_name = "NAMESPACE:NAME",

@@ -13,7 +13,7 @@ pub(crate) struct Reviewer {
     pub(crate) client: Client,
     /// What the token must be made for.
     pub(crate) audience: String,
-    /// `namespace:name` of the agents' ServiceAccount.
+    /// `namespace:name` of the agents' `ServiceAccount`.
     pub(crate) service_account: String,
 }
 

@@ -1,4 +1,4 @@
-//! The authority in the cluster: its key in a Secret, its certificate in a ConfigMap that agents mount.
+//! The authority in the cluster: its key in a Secret, its certificate in a `ConfigMap` that agents mount.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use kube::{
 
 use super::authority::Material;
 
-/// Name of the Secret and of the ConfigMap.
+/// Name of the Secret and of the `ConfigMap`.
 const NAME: &str = "bulkhead-ca";
 /// Who we are to server-side apply.
 const MANAGER: &str = "bulkhead-controller";

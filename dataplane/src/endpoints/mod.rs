@@ -28,6 +28,8 @@ use self::{find::FindError, netlink::Netlink};
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// Time between looks at the addresses of devices that are found: a pod gets its link-local ones after it was attached.
 const REREAD: Duration = Duration::from_secs(5);
+/// A pod that starts misses something for a moment, which is nobody's concern until the pauses are this long.
+const LASTS: Duration = Duration::from_secs(1);
 /// Longest pause.
 const RETRY_MAX: Duration = Duration::from_secs(10);
 
@@ -45,6 +47,8 @@ enum Found {
     /// Not found, or not attached.
     Missing {
         why: String,
+        /// Whether the log has it.
+        said: bool,
         pause: Duration,
         retry: Instant,
     },
@@ -153,6 +157,7 @@ impl Endpoints {
         self.remove(key);
         let found = Found::Missing {
             why: String::new(),
+            said: false,
             pause: RETRY_FIRST,
             retry: now,
         };
@@ -237,18 +242,27 @@ impl Endpoints {
     /// Notes that an endpoint has no usable device, and when to try again.
     fn miss(&mut self, key: &WorkloadKey, why: String, now: Instant) {
         let Some(entry) = self.entries.get_mut(key) else { return };
-        let (pause, before) = match &entry.found {
-            Found::Missing { pause, why, .. } => (*pause, Some(why)),
+        let (pause, said) = match &entry.found {
+            Found::Missing {
+                pause,
+                why: before,
+                said,
+                ..
+            } => (*pause, *said && *before == why),
             Found::Device(device) => {
                 self.owners.remove(&device.ifindex);
-                (RETRY_FIRST, None)
+                (RETRY_FIRST, false)
             }
         };
-        if before != Some(&why) {
+        let lasts = pause >= LASTS;
+        if lasts && !said {
             tracing::warn!(endpoint = %key, "not attached: {why}");
+        } else if !said {
+            tracing::debug!(endpoint = %key, "not attached yet: {why}");
         }
         entry.found = Found::Missing {
             why,
+            said: said || lasts,
             pause: (pause * 2).min(RETRY_MAX),
             retry: now + pause,
         };

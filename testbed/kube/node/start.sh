@@ -17,7 +17,7 @@ umount -R -l "$own/cgroup"
 mount -t bpf bpf /sys/fs/bpf
 mount -t tmpfs tmpfs /run
 mkdir -p /run/netns /run/lock
-for pair in kubelet:/var/lib/kubelet containerd:/var/lib/containerd log:/var/log cni:/etc/cni/net.d ipam:/var/lib/cni; do
+for pair in kubelet:/var/lib/kubelet containerd:/var/lib/containerd log:/var/log cni:/etc/cni/net.d ipam:/var/lib/cni bulkhead:/var/lib/bulkhead; do
   mkdir -p "$own/${pair%%:*}" "${pair#*:}"
   mount --bind "$own/${pair%%:*}" "${pair#*:}"
 done
