@@ -28,6 +28,8 @@ pub(crate) struct Metrics {
     pub(crate) apply: Histogram,
     /// Bypasses that were begun.
     pub(crate) bypasses: Counter,
+    /// Open connections that pods had when their devices were attached.
+    pub(crate) inherited: Counter,
 }
 
 impl Default for Metrics {
@@ -37,6 +39,7 @@ impl Default for Metrics {
             map_failures: Counter::default(),
             apply: Histogram::new(exponential_buckets(0.000_1, 2.0, 18)),
             bypasses: Counter::default(),
+            inherited: Counter::default(),
         }
     }
 }
@@ -68,6 +71,11 @@ pub(crate) fn text(agent: &Agent) -> Result<String> {
         "map_failures",
         "Plans of which a map write failed",
         own.map_failures.clone(),
+    );
+    registry.register(
+        "connections_inherited",
+        "Open connections that pods had when their devices were attached",
+        own.inherited.clone(),
     );
     registry.register("bypasses", "Bypasses begun", own.bypasses.clone());
     registry.register(

@@ -3,11 +3,13 @@
 mod find;
 mod netlink;
 mod pods;
+pub(crate) mod sockets;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::IpAddr,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -411,6 +413,15 @@ impl Endpoints {
             {
                 entry.adopt_until = until;
             }
+        }
+    }
+
+    /// The network namespace of an endpoint whose device may have connections that are older than our flows.
+    pub(crate) fn adopts(&self, key: &WorkloadKey, now: u64) -> Option<PathBuf> {
+        let entry = self.entries.get(key).filter(|entry| entry.adopt_until > now)?;
+        match &entry.wanted.attachment.netns {
+            Some(path) => Some(path.into()),
+            None => Some(self.pods.get(key)?.place.netns.clone()),
         }
     }
 

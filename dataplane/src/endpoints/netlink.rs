@@ -9,7 +9,10 @@ use std::{
     thread,
 };
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NetlinkSerializable,
+};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
@@ -46,41 +49,46 @@ pub(crate) struct Link {
     pub(crate) peer_namespace: Option<i32>,
 }
 
-/// A request socket.
-pub(crate) struct Netlink {
+/// A socket that asks the kernel and collects its answers.
+pub(crate) struct Requests {
     socket: Socket,
     sequence: u32,
 }
 
-impl Netlink {
+/// A request socket for devices and addresses.
+pub(crate) struct Netlink(Requests);
+
+/// Runs something short in another network namespace; the calling thread stays where it is.
+pub(crate) fn inside<T: Send>(namespace: &File, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let enter = move || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            work()
+        };
+        let entering = thread::Builder::new()
+            .name("enter-netns".to_owned())
+            .spawn_scoped(scope, enter)?;
+        entering
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread that entered the namespace panicked")))
+    })
+}
+
+impl Requests {
     /// Of the calling thread's namespace.
-    pub(crate) fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
+    pub(crate) fn open(family: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(family)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        // Without it the kernel ignores filters of dumps instead of refusing what it does not know.
-        socket.set_netlink_get_strict_chk(true)?;
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// Of another namespace; the calling thread stays where it is.
-    pub(crate) fn open_in(namespace: &File) -> io::Result<Self> {
-        thread::scope(|scope| {
-            let enter = move || {
-                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-                Self::open()
-            };
-            let entering = thread::Builder::new()
-                .name("enter-netns".to_owned())
-                .spawn_scoped(scope, enter)?;
-            entering
-                .join()
-                .unwrap_or_else(|_| Err(io::Error::other("the thread that entered the namespace panicked")))
-        })
-    }
-
     /// Sends a request and collects the answers.
-    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    pub(crate) fn request<M>(&mut self, message: M, flags: u16) -> io::Result<Vec<M>>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+        NetlinkPayload<M>: From<M>,
+    {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
@@ -96,7 +104,7 @@ impl Netlink {
             let (received, _) = self.socket.recv_from_full()?;
             let mut rest = received.as_slice();
             while !rest.is_empty() {
-                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+                let answer = NetlinkMessage::<M>::deserialize(rest).map_err(io::Error::other)?;
                 let length = usize::try_from(answer.header.length).map_err(io::Error::other)?;
                 rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
                 if answer.header.sequence_number != self.sequence {
@@ -115,9 +123,24 @@ impl Netlink {
             }
         }
     }
+}
+
+impl Netlink {
+    /// Of the calling thread's namespace.
+    pub(crate) fn open() -> io::Result<Self> {
+        let requests = Requests::open(NETLINK_ROUTE)?;
+        // Without it the kernel ignores filters of dumps instead of refusing what it does not know.
+        requests.socket.set_netlink_get_strict_chk(true)?;
+        Ok(Self(requests))
+    }
+
+    /// Of another namespace; the calling thread stays where it is.
+    pub(crate) fn open_in(namespace: &File) -> io::Result<Self> {
+        inside(namespace, Self::open)
+    }
 
     fn link(&mut self, message: LinkMessage) -> io::Result<Option<Link>> {
-        match self.request(RouteNetlinkMessage::GetLink(message), 0) {
+        match self.0.request(RouteNetlinkMessage::GetLink(message), 0) {
             Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
                 RouteNetlinkMessage::NewLink(link) => Some(Link::from(link)),
                 _ => None,
@@ -144,7 +167,9 @@ impl Netlink {
 
     /// Every device of this namespace.
     pub(crate) fn links(&mut self) -> io::Result<Vec<Link>> {
-        let answers = self.request(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)?;
+        let answers = self
+            .0
+            .request(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)?;
         let link = |answer| match answer {
             RouteNetlinkMessage::NewLink(link) => Some(Link::from(link)),
             _ => None,
@@ -168,7 +193,7 @@ impl Netlink {
         message
             .attributes
             .extend(namespace.map(AddressAttribute::TargetNetNsId));
-        let answers = self.request(RouteNetlinkMessage::GetAddress(message), NLM_F_DUMP)?;
+        let answers = self.0.request(RouteNetlinkMessage::GetAddress(message), NLM_F_DUMP)?;
         let mut addresses = Vec::new();
         for answer in answers {
             let RouteNetlinkMessage::NewAddress(address) = answer else {
@@ -197,7 +222,7 @@ impl Netlink {
         message
             .attributes
             .push(NsidAttribute::Fd(namespace.as_raw_fd().unsigned_abs()));
-        let answers = self.request(RouteNetlinkMessage::GetNsId(message), 0)?;
+        let answers = self.0.request(RouteNetlinkMessage::GetNsId(message), 0)?;
         Ok(answers.into_iter().find_map(|answer| match answer {
             RouteNetlinkMessage::NewNsId(message) => {
                 message.attributes.into_iter().find_map(|attribute| match attribute {

@@ -8,7 +8,10 @@ use bulkhead_verdict::{
     packet::tcp,
 };
 
-use crate::kernel::{KernelError, Maps, Table};
+use crate::{
+    kernel::{KernelError, Maps, Table},
+    sync::NO_CPU,
+};
 
 /// A closed TCP connection stays this long after its last packet, so that a repeated FIN is not a stranger's, nanoseconds.
 const LINGER: u64 = 10_000_000_000;
@@ -80,7 +83,7 @@ fn scan_one(
         used = used.saturating_add(1);
         if let Some(close) = ended(&key, &flow, confirmed, moments.now, has_device) {
             over.push((key, flow.id.get(), close));
-        } else if interval_passed(flow.first_seen.get(), moments) {
+        } else if !silent(&flow) && interval_passed(flow.first_seen.get(), moments) {
             records.push(Seen::new(FlowEvent::Interval, CloseReason::Unspecified, key, &flow));
         }
     })?;
@@ -93,10 +96,17 @@ fn scan_one(
             table.put_back(&key, &taken)?;
             continue;
         }
-        records.push(Seen::new(FlowEvent::Close, close, key, flow));
+        if !silent(flow) {
+            records.push(Seen::new(FlowEvent::Close, close, key, flow));
+        }
         used = used.saturating_sub(1);
     }
     Ok(used)
+}
+
+/// True of a connection that was open before its judge came and has not said anything since: nobody was told that it opened.
+fn silent(flow: &Flow) -> bool {
+    flow.cpu.get() == NO_CPU && flow.packets.iter().all(|packets| packets.get() == 0)
 }
 
 /// Why a flow is over; `None` while it lives.

@@ -224,6 +224,14 @@ impl<K: IntoBytes + Immutable, V: FromBytes> Table<K, V> {
         sys::insert(self.fd(), key.as_bytes(), &taken.bytes).map_err(self.error("putting back an element of"))
     }
 
+    /// Adds the element of a key, unless there is one.
+    pub(crate) fn add(&self, key: &K, mut value: V) -> Result<(), KernelError>
+    where
+        V: IntoBytes,
+    {
+        sys::insert(self.fd(), key.as_bytes(), value.as_mut_bytes()).map_err(self.error("adding an element to"))
+    }
+
     /// Removes the element of a key; false when there was none.
     pub(crate) fn remove(&self, key: &K) -> Result<bool, KernelError> {
         sys::delete(self.fd(), key.as_bytes()).map_err(self.error("removing an element of"))

@@ -206,6 +206,8 @@ impl Sync {
                     self.attached.insert(ifindex);
                     self.holding.adopted += u64::from(self.endpoints.pods().ran_unjudged(&key));
                     tracing::info!(endpoint = %key, device = name, "attached");
+                    // After it is attached: what opens from now on is judged, and what was open until now is found.
+                    self.inherit(&key, ifindex);
                 }
                 Err(error) => {
                     failed = true;

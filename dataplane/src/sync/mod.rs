@@ -6,9 +6,12 @@
 
 mod apply;
 mod bypass;
+mod inherit;
 mod mirror;
 mod pods;
 mod report;
+
+pub(crate) use inherit::NO_CPU;
 
 use std::{
     collections::BTreeSet,
@@ -155,6 +158,8 @@ pub(crate) struct Sync {
     /// Pods that wait to start.
     waiters: Vec<Waiter>,
     bypass: Option<Bypass>,
+    /// Number of the last flow that was made for a connection older than its judge.
+    inherited: u64,
 }
 
 impl Sync {
@@ -203,6 +208,7 @@ impl Sync {
             broken: None,
             waiters: Vec::new(),
             bypass: None,
+            inherited: inherit::first_id(),
         };
         sync.end_former_bypass();
         match sync.store.load() {
