@@ -355,7 +355,7 @@ impl Facts {
         endpoint: &v1::AnnouncedEndpoint,
         said: &Said,
     ) -> Result<Announced, String> {
-        let workload = self.workloads.get(key).ok_or("no such pod is declared")?;
+        let workload = self.workloads.get(key).ok_or(bulkhead_proto::NOT_DECLARED)?;
         if workload.node.as_deref() != Some(node) {
             let on = workload.node.as_deref().unwrap_or("no node");
             return Err(format!("the pod is on {on}, not on {node}"));

@@ -306,6 +306,13 @@ impl Session {
         for v1::announcement_result::Rejection { workload, reason } in &rejected {
             let workload = workload.clone().unwrap_or_default();
             let (namespace, name) = (workload.namespace, workload.name);
+            if reason == bulkhead_proto::NOT_DECLARED {
+                tracing::debug!(
+                    node = self.seat.node(),
+                    "announced endpoint {namespace}/{name}: {reason}"
+                );
+                continue;
+            }
             tracing::warn!(
                 node = self.seat.node(),
                 "announced endpoint {namespace}/{name} is not believed: {reason}"

@@ -9,12 +9,12 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use bulkhead_proto::{
-    MESSAGE_BYTES_MAX, PROTOCOL_VERSION,
+    MESSAGE_BYTES_MAX, NOT_DECLARED, PROTOCOL_VERSION,
     convert::address_to_bytes,
     update::{Assembler, Revision},
     v1::{
-        Ack, Announcement, ControllerMessage, Held, Hello, NodeMessage, controller_message, node_message,
-        node_service_client::NodeServiceClient,
+        Ack, Announcement, ControllerMessage, Held, Hello, NodeMessage, announcement_result::Rejection,
+        controller_message, node_message, node_service_client::NodeServiceClient,
     },
 };
 use bulkhead_verdict::layout::LAYOUT;
@@ -98,6 +98,23 @@ pub(crate) struct Stream {
     pub(crate) connection: watch::Sender<Connection>,
     /// The next Hello says that nothing is held, so that a snapshot comes.
     pub(crate) from_scratch: bool,
+}
+
+fn warn_of(rejected: Rejection) {
+    let name = rejected.workload.unwrap_or_default();
+    let endpoint = format!("{}/{}", name.namespace, name.name);
+    if rejected.reason == NOT_DECLARED {
+        tracing::debug!(
+            endpoint,
+            "the controller does not know this endpoint (any more, or yet)"
+        );
+    } else {
+        tracing::warn!(
+            endpoint,
+            "the controller does not believe this endpoint: {}",
+            rejected.reason
+        );
+    }
 }
 
 impl Stream {
@@ -205,13 +222,7 @@ impl Stream {
                     None => return Ok(()),
                     Some(controller_message::Message::Welcome(_)) => bail!("the controller sent a second Welcome"),
                     Some(controller_message::Message::AnnouncementResult(result)) => {
-                        for rejected in result.rejected {
-                            let name = rejected.workload.unwrap_or_default();
-                            tracing::warn!(
-                                endpoint = format!("{}/{}", name.namespace, name.name),
-                                "the controller does not believe this endpoint: {}", rejected.reason
-                            );
-                        }
+                        result.rejected.into_iter().for_each(warn_of);
                     }
                     Some(controller_message::Message::Update(update)) => {
                         if let Some(revision) = assembler.push(update)? {

@@ -18,6 +18,10 @@ pub const PROTOCOL_VERSION: u32 = 1;
 /// No message of ours is longer than this (gRPC's customary limit), in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
+/// Why an announced endpoint is not believed when the API does not have its pod. Every pod comes and goes with a moment of
+/// this, so neither end warns of it.
+pub const NOT_DECLARED: &str = "no such pod is declared";
+
 /// Generated code of package `bulkhead.v1`.
 #[expect(
     missing_docs,

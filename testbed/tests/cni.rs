@@ -17,7 +17,7 @@ use bulkhead_testbed::{
     process::until,
     runtime::{self, Chain, Refusal, Sandbox},
     testnet::binary,
-    traffic::{Outcome, Probe},
+    traffic::{HoldEvent, Outcome, Probe},
 };
 use common::{SOON, ready, skipped};
 use serde_json::{Value, json};
@@ -156,6 +156,15 @@ impl Bed {
         let netns = &self.sandbox(name).netns;
         let arguments = ["serve", "--name", name, "--tcp", "8080"];
         ready(self.net.peer(netns, &format!("server-{name}"), &arguments).unwrap())
+    }
+
+    /// A connection that says something all the time.
+    fn hold(&self, from: &str, to: IpAddr) -> Running {
+        let target = format!("{to}:8080");
+        let netns = &self.sandbox(from).netns;
+        self.net
+            .peer(netns, &format!("hold-{from}"), &["hold", "--to", &target])
+            .unwrap()
     }
 
     /// One new connection.
@@ -325,6 +334,7 @@ fn a_cold_node_starts_pods_and_judges_them_when_the_controller_arrives() {
     let server = bed.serve("web");
     // Nobody judges yet.
     assert!(bed.reaches("stranger", web, 5000));
+    let held = ["client", "stranger"].map(|name| bed.hold(name, web));
     bed.stack.start_controller().unwrap();
     bed.wait_for("all are adopted", |bed| {
         bed.agent()
@@ -332,6 +342,20 @@ fn a_cold_node_starts_pods_and_judges_them_when_the_controller_arrives() {
     });
     assert!(!bed.reaches("stranger", web, 700));
     assert!(bed.reaches("client", web, 5000), "{}", bed.log());
+    // Connections that are older than their judge are known by the pods' sockets and judged like new ones. None is told
+    // from a stranger's packet by the adoption window, which would not wait for a silent one.
+    let [client, stranger] = held;
+    let first: HoldEvent = serde_json::from_str(&stranger.line(SOON).unwrap()).unwrap();
+    assert!(matches!(first, HoldEvent::Alive { .. }), "{first:?}");
+    let then: HoldEvent = serde_json::from_str(&stranger.line(SOON).unwrap()).unwrap();
+    assert!(matches!(then, HoldEvent::Stalled { .. }), "{then:?}");
+    let first: HoldEvent = serde_json::from_str(&client.line(SOON).unwrap()).unwrap();
+    assert!(matches!(first, HoldEvent::Alive { .. }), "{first:?}");
+    assert_eq!(client.try_line(), None, "the client's connection goes on");
+    let records = bed.stack.agent(0).unwrap().flows(Vec::new()).unwrap();
+    assert!(records.iter().any(|flow| flow.reason == "allowed"), "{records:?}");
+    assert!(records.iter().all(|flow| flow.reason != "adopted"), "{records:?}");
+    assert!(bed.log().contains("took over the connections"), "{}", bed.log());
     drop(server);
 }
 
