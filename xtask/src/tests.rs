@@ -11,7 +11,9 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    Arguments, conformance, paths,
+    Arguments,
+    cluster::binaries,
+    conformance, paths,
     run::{self, paint, seconds, step},
     setup, tidy,
 };
@@ -32,17 +34,24 @@ enum Select {
     Rest,
     /// Integration tests of these names.
     Named(&'static [&'static str]),
+    /// Integration tests whose names begin with this: they want a real API server.
+    Kube(&'static str),
     /// The tree's own rules.
     Tidy,
     /// On a cluster; only when asked for, since it takes minutes and builds Kubernetes.
     Cluster,
 }
 
-const TIERS: [Tier; 6] = [
+const TIERS: [Tier; 7] = [
     Tier {
         name: "unit",
         what: "unit and property tests of all crates; no root needed",
         select: Select::Rest,
+    },
+    Tier {
+        name: "kube",
+        what: "the controller on a real API server and etcd; Go, which builds them once",
+        select: Select::Kube("kube"),
     },
     Tier {
         name: "kernel",
@@ -52,7 +61,7 @@ const TIERS: [Tier; 6] = [
     Tier {
         name: "e2e",
         what: "real TCP, UDP and ICMP between pods in namespaces, compared with simulate and the oracle; root",
-        select: Select::Named(&["bed", "demo", "matrix", "faults"]),
+        select: Select::Named(&["bed", "demo", "matrix", "faults", "cni"]),
     },
     Tier {
         name: "restart",
@@ -172,7 +181,7 @@ fn run_tier(tier: &Tier) -> Result<Outcome> {
         Select::Tidy => return tidy::all(true),
         Select::Cluster => return conformance::smoke(),
         Select::Named(names) => names.iter().map(ToString::to_string).collect(),
-        Select::Rest => tests_of_no_other_tier()?,
+        Select::Kube(_) | Select::Rest => integration_tests(tier)?,
     };
     // Builds the binaries too, those that the end-to-end tests start.
     step("build all tests", &mut run::cargo(&["test", "--workspace", "--no-run"]))?;
@@ -187,6 +196,11 @@ fn run_tier(tier: &Tier) -> Result<Outcome> {
     } else {
         command.args(["--", "--show-output", "--test-threads=1"]);
     }
+    if matches!(tier.select, Select::Kube(_))
+        && let Some(program) = binaries::api_server()?
+    {
+        command.env("BULKHEAD_KUBE_TESTBED", program);
+    }
     read_results(&mut command, tier.name, &mut outcome)?;
     if outcome.passed + outcome.failed.len() + outcome.skipped.len() == 0 {
         bail!("no test ran at all, which is not a success");
@@ -194,23 +208,30 @@ fn run_tier(tier: &Tier) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Names of the workspace's integration tests that no tier names: a new one runs without being entered anywhere.
-fn tests_of_no_other_tier() -> Result<Vec<String>> {
+/// Names of the workspace's integration tests that are of a tier which does not name them: a new one runs without being
+/// entered anywhere.
+fn integration_tests(tier: &Tier) -> Result<Vec<String>> {
     let output = run::cargo(&["metadata", "--no-deps", "--format-version", "1"])
         .output()
         .context("cargo metadata")?;
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("reading cargo metadata")?;
-    let named = |name: &str| {
-        TIERS
-            .iter()
-            .any(|tier| matches!(tier.select, Select::Named(names) if names.contains(&name)))
+    let owner = |name: &str| {
+        TIERS.iter().find(|tier| match tier.select {
+            Select::Named(names) => names.contains(&name),
+            Select::Kube(prefix) => name.starts_with(prefix),
+            _ => false,
+        })
+    };
+    let is_ours = |name: &str| match owner(name) {
+        Some(owner) => owner.name == tier.name,
+        None => matches!(tier.select, Select::Rest),
     };
     let mut tests = Vec::new();
     for package in metadata["packages"].as_array().into_iter().flatten() {
         for target in package["targets"].as_array().into_iter().flatten() {
             if let Some(name) = target["name"].as_str()
                 && target["kind"][0] == "test"
-                && !named(name)
+                && is_ours(name)
             {
                 tests.push(name.to_owned());
             }

@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::SystemTime,
 };
 
 use anyhow::{Context, Result};
@@ -58,11 +59,37 @@ fn sources() -> PathBuf {
     paths::root().join("testbed/kube")
 }
 
-/// The binaries of this checkout's sources, built if they are not there.
-pub(crate) fn ensure() -> Result<Binaries> {
+/// Where the binaries of this checkout's sources are, or will be.
+fn place() -> Result<Binaries> {
     let binaries = Binaries {
         root: paths::cache()?.join("kube").join(key()?),
     };
+    fs::create_dir_all(binaries.bin()).with_context(|| format!("creating {}", binaries.root.display()))?;
+    Ok(binaries)
+}
+
+/// Builds a program of ours, or one of a module we depend on.
+fn build(binaries: &Binaries, go: &Path, name: &str, package: &str) -> Result<()> {
+    let mut command = nice(go, &["build", "-trimpath", "-ldflags", &linker_flags(), "-o"]);
+    command.arg(binaries.program(name)).arg(package).current_dir(sources());
+    step(&format!("build {name}"), &mut command)
+}
+
+/// The program that is etcd and an API server, which is all that tests of the controller alone need; `None` without Go.
+pub(crate) fn api_server() -> Result<Option<PathBuf>> {
+    let Some(go) = go() else { return Ok(None) };
+    let binaries = place()?;
+    let program = binaries.program("kube-testbed");
+    if !program.exists() {
+        println!("building etcd and Kubernetes {KUBERNETES} (once; some minutes with an empty Go cache)");
+        build(&binaries, &go, "kube-testbed", ".")?;
+    }
+    Ok(Some(program))
+}
+
+/// The binaries of this checkout's sources, built if they are not there.
+pub(crate) fn ensure() -> Result<Binaries> {
+    let binaries = place()?;
     let complete = binaries.root.join("complete");
     if complete.exists() {
         return Ok(binaries);
@@ -72,7 +99,6 @@ pub(crate) fn ensure() -> Result<Binaries> {
          (once; about 15 minutes with an empty Go cache, half a minute with a full one)",
         binaries.root.display()
     );
-    fs::create_dir_all(binaries.bin()).with_context(|| format!("creating {}", binaries.root.display()))?;
     let go = go().context("Go is not installed")?;
     for (name, package) in [
         ("kube-testbed", "."),
@@ -80,9 +106,7 @@ pub(crate) fn ensure() -> Result<Binaries> {
         ("agnhost", "k8s.io/kubernetes/test/images/agnhost"),
         ("e2e-netpol", "./e2e-netpol"),
     ] {
-        let mut command = nice(&go, &["build", "-trimpath", "-ldflags", &linker_flags(), "-o"]);
-        command.arg(binaries.program(name)).arg(package).current_dir(sources());
-        step(&format!("build {name}"), &mut command)?;
+        build(&binaries, &go, name, package)?;
     }
     let containerd = "github.com/containerd/containerd/v2/cmd";
     for module in [
@@ -103,7 +127,29 @@ pub(crate) fn ensure() -> Result<Binaries> {
     }
     make_images(&binaries)?;
     fs::write(&complete, "").context("marking the binaries as complete")?;
+    prune(&binaries)?;
     Ok(binaries)
+}
+
+/// Removes what other sources were built into, but for the newest: another checkout may be at work with it.
+fn prune(binaries: &Binaries) -> Result<()> {
+    let Some(folder) = binaries.root.parent() else {
+        return Ok(());
+    };
+    let mut others: Vec<(SystemTime, PathBuf)> = fs::read_dir(folder)
+        .with_context(|| format!("listing {}", folder.display()))?
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            Some((entry.metadata().ok()?.modified().ok()?, entry.path()))
+        })
+        .filter(|(_, path)| *path != binaries.root)
+        .collect();
+    others.sort();
+    others.pop();
+    for (_, path) in others {
+        fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// Images of the bed itself, which every node imports when it starts.
