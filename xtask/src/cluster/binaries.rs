@@ -68,8 +68,15 @@ fn place() -> Result<Binaries> {
     Ok(binaries)
 }
 
+/// Builds the test program of a package in a module's own folder, with that module's own dependencies.
+pub(crate) fn build_test(binaries: &Binaries, go: &Path, name: &str, module: &Path, package: &str) -> Result<()> {
+    let mut command = nice(go, &["test", "-c", "-trimpath", "-ldflags", "-s -w", "-o"]);
+    command.arg(binaries.program(name)).arg(package).current_dir(module);
+    step(&format!("build {name}"), &mut command)
+}
+
 /// Builds a program of ours, or one of a module we depend on.
-fn build(binaries: &Binaries, go: &Path, name: &str, package: &str) -> Result<()> {
+pub(crate) fn build(binaries: &Binaries, go: &Path, name: &str, package: &str) -> Result<()> {
     let mut command = nice(go, &["build", "-trimpath", "-ldflags", &linker_flags(), "-o"]);
     command.arg(binaries.program(name)).arg(package).current_dir(sources());
     step(&format!("build {name}"), &mut command)

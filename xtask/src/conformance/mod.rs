@@ -1,6 +1,7 @@
 //! `cargo xtask conformance`: upstream's NetworkPolicy suite on our cluster, with our agents or, to see it fail, without.
 
 mod junit;
+mod policy_api;
 
 use std::{
     fs,
@@ -26,22 +27,43 @@ const SMOKE: &str = "API operations|support a 'default-deny-ingress' policy|base
 const NAMESPACE: &str = "bulkhead-system";
 const ROLLOUT: &str = "--timeout=180s";
 
+/// Which of upstream's suites.
+#[derive(Clone, Copy)]
+enum Suite {
+    /// NetworkPolicy, of Kubernetes itself.
+    NetworkPolicy,
+    /// ClusterNetworkPolicy, of network-policy-api.
+    PolicyApi,
+}
+
+impl Suite {
+    fn of(name: Option<&str>) -> Result<Self> {
+        match name {
+            None | Some("network-policy") => Ok(Self::NetworkPolicy),
+            Some("network-policy-api") => Ok(Self::PolicyApi),
+            Some(other) => bail!("there is no suite {other}: network-policy or network-policy-api"),
+        }
+    }
+}
+
 pub(crate) fn conformance(arguments: &mut Arguments) -> Result<ExitCode> {
     let focus = arguments.value("--focus")?;
     let smoke = arguments.flag("--smoke");
     let without_agents = arguments.flag("--without-agents");
+    let suite = Suite::of(arguments.value("--suite")?.as_deref())?;
     arguments.done()?;
     if !cluster::can_run()? {
         return Ok(ExitCode::SUCCESS);
     }
     let focus = match (&focus, smoke) {
+        (_, true) if matches!(suite, Suite::PolicyApi) => bail!("--smoke is of the suite network-policy; give --focus"),
         (Some(_), true) => bail!("--smoke is a --focus of its own; give one of them"),
         (Some(focus), false) => focus,
         (None, true) => SMOKE,
         (None, false) => ".",
     };
     let started = Instant::now();
-    let specs = run(focus, without_agents)?;
+    let specs = run(suite, focus, without_agents)?;
     let outcome = print(&specs);
     println!("{} in {}", paint(run::BOLD, "conformance"), seconds(started.elapsed()));
     println!(
@@ -66,11 +88,11 @@ pub(crate) fn smoke() -> Result<Outcome> {
             ..Outcome::default()
         });
     }
-    Ok(print(&run(SMOKE, false)?))
+    Ok(print(&run(Suite::NetworkPolicy, SMOKE, false)?))
 }
 
 /// Brings up what is needed and runs the specs that match.
-fn run(focus: &str, without_agents: bool) -> Result<Vec<Spec>> {
+fn run(suite: Suite, focus: &str, without_agents: bool) -> Result<Vec<Spec>> {
     let cluster = match Cluster::running()? {
         Some(cluster) => cluster,
         None => cluster::up(&Wanted::default())?,
@@ -85,7 +107,10 @@ fn run(focus: &str, without_agents: bool) -> Result<Vec<Spec>> {
     }
     let folder = paths::target().join("xtask/conformance");
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-    suite(&cluster, focus, &folder)
+    match suite {
+        Suite::NetworkPolicy => network_policy(&cluster, focus, &folder),
+        Suite::PolicyApi => policy_api::run(&cluster, focus, kernel_has_sctp()),
+    }
 }
 
 /// Our images on every node, and the chart installed with them: what a person does, but for the tag.
@@ -112,7 +137,7 @@ fn deploy(cluster: &Cluster) -> Result<()> {
 }
 
 /// Runs upstream's program, and reads what it reports.
-fn suite(cluster: &Cluster, focus: &str, folder: &Path) -> Result<Vec<Spec>> {
+fn network_policy(cluster: &Cluster, focus: &str, folder: &Path) -> Result<Vec<Spec>> {
     let report: PathBuf = folder.join("junit_01.xml");
     if report.exists() {
         fs::remove_file(&report).context("removing the last report")?;
