@@ -47,6 +47,19 @@ pub struct LoadReport {
     pub failed: u64,
 }
 
+/// What a newcomer reports at its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct KnockReport {
+    /// The other end answered at last.
+    pub open: bool,
+    /// Attempts that the other end's kernel refused: nobody listened yet, and no rule stood in the way.
+    pub refused: u64,
+    /// Attempts that nobody answered: a packet was dropped.
+    pub timeouts: u64,
+    /// Attempts for which the network had no way.
+    pub unreachable: u64,
+}
+
 /// What the datagram stream reports at its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct StreamReport {

@@ -1,5 +1,6 @@
 //! `cargo xtask`: every command a developer runs, in one place.
 
+mod acceptance;
 mod bench;
 mod bpf;
 mod cluster;
@@ -34,8 +35,10 @@ cargo xtask COMMAND
   cluster up [--nodes N] [--proxy nftables|iptables]
   cluster down|status     real Kubernetes in namespaces of this machine: control plane, nodes, both address families
   images [--release]      our programs as images, made without a registry, loaded into the running nodes
-  conformance [--focus REGEX] [--smoke] [--without-agents]
-                          upstream's NetworkPolicy suite on the cluster; without agents the specs that deny must fail
+  conformance [--suite network-policy|network-policy-api] [--focus REGEX] [--smoke] [--without-agents]
+                          upstream's suites on the cluster; without agents the specs that deny must fail
+  acceptance [--starts N] [--only SCENE] [--keep]
+                          a new cluster: cold start, policies awaited, deny-all and back, pods that start together, upgrade
   mutants [NAME…] [--list]
                           named faults, each of which a test must catch; NAME may be an area (verdict, policy, plan, agent)
 
@@ -70,6 +73,7 @@ fn command(arguments: &[String]) -> Result<ExitCode> {
         "tidy" => tidy::command(&mut rest),
         "bench" => bench::bench(&mut rest),
         "cluster" => cluster::cluster(&mut rest),
+        "acceptance" => acceptance::acceptance(&mut rest),
         "conformance" => conformance::conformance(&mut rest),
         "images" => images::images(&mut rest),
         "fuzz" => fuzz::fuzz(&mut rest),

@@ -25,6 +25,7 @@ fn run() -> Result<()> {
         "serve" => peer::serve(&options),
         "probe" => peer::probe(&options),
         "load" => peer::load(&options),
+        "knock" => peer::knock(&options),
         "hold" => peer::hold(&options),
         "stream" => peer::stream(&options),
         "spoof" => peer::spoof(&options),

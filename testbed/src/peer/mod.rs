@@ -1,8 +1,9 @@
-//! The roles of `testbed-peer`: server, prober, load generator, held connection, datagram stream, spoofer, sniffer.
+//! The roles of `testbed-peer`: server, prober, load generator, newcomer, held connection, datagram stream, spoofer, sniffer.
 //!
 //! A role prints `ready` when it has begun, works until its standard input ends, then prints its report as JSON.
 
 mod forge;
+mod knock;
 mod load;
 mod ping;
 mod probe;
@@ -21,6 +22,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 pub use forge::{sniff, spoof};
+pub use knock::knock;
 pub use load::load;
 pub use probe::probe;
 pub use serve::serve;

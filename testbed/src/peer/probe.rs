@@ -43,7 +43,7 @@ fn attempt(probe: &Probe, timeout: Duration) -> Outcome {
     result.unwrap_or_else(|error| outcome_of(&error))
 }
 
-fn outcome_of(error: &std::io::Error) -> Outcome {
+pub(super) fn outcome_of(error: &std::io::Error) -> Outcome {
     match error.kind() {
         ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Outcome::Refused,
         ErrorKind::TimedOut | ErrorKind::WouldBlock => Outcome::Timeout,

@@ -158,7 +158,7 @@ pub(crate) fn up(wanted: &Wanted) -> Result<Cluster> {
     Ok(cluster)
 }
 
-fn down() -> Result<()> {
+pub(crate) fn down() -> Result<()> {
     let started = Instant::now();
     if clear()? {
         println!(

@@ -114,7 +114,7 @@ fn run(suite: Suite, focus: &str, without_agents: bool) -> Result<Vec<Spec>> {
 }
 
 /// Our images on every node, and the chart installed with them: what a person does, but for the tag.
-fn deploy(cluster: &Cluster) -> Result<()> {
+pub(crate) fn deploy(cluster: &Cluster) -> Result<()> {
     images::load(cluster, &images::build(false)?)?;
     let mut helm = Command::new(cluster.binaries.program("helm"));
     helm.args(["upgrade", "--install", "bulkhead"])

@@ -60,18 +60,22 @@ pub(crate) fn images(arguments: &mut Arguments) -> Result<ExitCode> {
 
 /// Builds programs and archives; returns names and files.
 pub(crate) fn build(release: bool) -> Result<Vec<(String, PathBuf)>> {
+    pack(&SHIPPED, &["controller", "dataplane", "cli"], release)
+}
+
+/// The image of what tests run in pods.
+pub(crate) fn build_peer() -> Result<Vec<(String, PathBuf)>> {
+    pack(&[("testbed-peer", &["testbed-peer"])], &["testbed"], false)
+}
+
+fn pack(images: &[(&str, &[&str])], packages: &[&str], release: bool) -> Result<Vec<(String, PathBuf)>> {
     setup::ensure()?;
     let target = paths::target().join("images");
     let mut command = run::cargo(&["build", "--target", TARGET, "--bins"]);
+    for package in packages {
+        command.arg("--package").arg(format!("bulkhead-{package}"));
+    }
     command
-        .args([
-            "--package",
-            "bulkhead-controller",
-            "--package",
-            "bulkhead-dataplane",
-            "--package",
-            "bulkhead-cli",
-        ])
         .env("CARGO_TARGET_DIR", &target)
         // Only for the target's own programs: build scripts and procedural macros must stay dynamic.
         .env(
@@ -84,7 +88,7 @@ pub(crate) fn build(release: bool) -> Result<Vec<(String, PathBuf)>> {
     step("build static programs", &mut command)?;
     let programs = target.join(TARGET).join(if release { "release" } else { "debug" });
     let mut archives = Vec::new();
-    for (image, names) in SHIPPED {
+    for (image, names) in images {
         let built: Vec<(PathBuf, String)> = names
             .iter()
             .map(|name| (programs.join(name), format!("/usr/bin/{name}")))
