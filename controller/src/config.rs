@@ -2,7 +2,8 @@
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
-use clap::{Parser, ValueEnum};
+use bulkhead_proto::log;
+use clap::Parser;
 
 /// Watches a cluster or a folder of manifests, compiles, and sends every node its part.
 #[derive(Clone, PartialEq, Eq, Debug, Parser)]
@@ -55,9 +56,9 @@ pub struct Config {
     /// TCP with mutual TLS.
     #[command(flatten)]
     pub tls: crate::tls::options::Options,
-    /// Form of the log on standard error.
-    #[arg(long, value_enum, env = "BULKHEAD_LOG_FORMAT", default_value_t = LogFormat::Text)]
-    pub log_format: LogFormat,
+    /// Form of the log on standard error: text or json.
+    #[arg(long, value_name = "FORM", env = "BULKHEAD_LOG_FORMAT", default_value_t)]
+    pub log_format: log::Format,
     /// What to log: a level, or directives such as `info,bulkhead_controller=debug`.
     #[arg(long, env = "BULKHEAD_LOG_LEVEL", default_value = "info")]
     pub log_level: String,
@@ -91,15 +92,6 @@ impl FromStr for Listen {
             _ => Err("expected unix: and an absolute path, as in unix:/run/bulkhead/controller.sock".to_owned()),
         }
     }
-}
-
-/// Form of log lines.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One object per line.
-    Json,
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, put},
 };
+use bulkhead_proto::log::Level;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch};
 
@@ -31,9 +32,6 @@ const BODY_MAX: usize = 4_096;
 /// The content type of the text format.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Changes what is logged; the error is for whoever asked.
-pub type LogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
-
 /// What is told of.
 #[derive(Clone)]
 pub(crate) struct Health {
@@ -43,7 +41,7 @@ pub(crate) struct Health {
     pub(crate) registry: Registry,
     pub(crate) metrics: Metrics,
     pub(crate) pulse: Pulse,
-    pub(crate) log_level: Option<LogLevel>,
+    pub(crate) log_level: Option<Level>,
 }
 
 impl Health {
@@ -135,14 +133,8 @@ async fn log_level(State(health): State<Health>, directives: String) -> (StatusC
     };
     let directives = directives.trim();
     match set(directives) {
-        Ok(()) => {
-            tracing::warn!(directives, "log level changed");
-            (StatusCode::OK, format!("{directives}\n"))
-        }
-        Err(error) => (
-            StatusCode::BAD_REQUEST,
-            format!("{error}; expected a level or directives such as info,bulkhead_controller=debug\n"),
-        ),
+        Ok(()) => (StatusCode::OK, format!("{directives}\n")),
+        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")),
     }
 }
 

@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use bulkhead_policy::compiler::ControlPlane;
 use bulkhead_proto::{
     MESSAGE_BYTES_MAX,
+    log::Level,
     v1::{controller_service_server::ControllerServiceServer, node_service_server::NodeServiceServer},
 };
 use kube::Client;
@@ -41,19 +42,13 @@ use crate::{
     tls,
 };
 
-pub use crate::health::LogLevel;
-
 /// Inputs waiting for the engine; who has more waits.
 const INPUTS: usize = 64;
 /// Time streams have to end at shutdown.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Serves until `shutdown` is done (then Ok), or until a part of it ends that must not. `log_level` changes the level at run time.
-pub async fn run(
-    config: Config,
-    log_level: Option<LogLevel>,
-    shutdown: impl Future<Output = ()>,
-) -> anyhow::Result<()> {
+pub async fn run(config: Config, log_level: Option<Level>, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let Listen::Unix(path) = &config.listen;
     let (_socket, listener) = Socket::bind(path)?;
     let started = SystemTime::now();
@@ -163,7 +158,7 @@ fn report(
     service: &Service,
     cluster: Option<Client>,
     namespace: &str,
-    (pulse, log_level): (Pulse, Option<LogLevel>),
+    (pulse, log_level): (Pulse, Option<Level>),
 ) -> Health {
     let (standing, standings) = watch::channel(Arc::default());
     let health = Health {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use bulkhead_proto::v1::agent_service_server::AgentServiceServer;
+use bulkhead_proto::{log::Level, v1::agent_service_server::AgentServiceServer};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -44,14 +44,14 @@ const QUEUE: usize = 64;
 ///
 /// # Errors
 /// Whatever makes it impossible to begin; later troubles are logged, shown in status and tried again.
-pub fn run(options: Options) -> Result<()> {
+pub fn run(options: Options, log_level: Level) -> Result<()> {
     match options.command {
         Some(command) => commands::run(command),
-        None => serve(options.agent),
+        None => serve(options.agent, log_level),
     }
 }
 
-fn serve(options: options::Agent) -> Result<()> {
+fn serve(options: options::Agent, log_level: Level) -> Result<()> {
     if let Some(path) = &options.netns {
         // Before any thread is started: threads inherit it.
         let file = File::open(path).with_context(|| format!("network namespace {}", path.display()))?;
@@ -64,7 +64,7 @@ fn serve(options: options::Agent) -> Result<()> {
     }
     let kernel = Kernel::open(&options.bpffs)?;
     let listener = server::listen(&options.socket).with_context(|| format!("socket {}", options.socket.display()))?;
-    let parts = Parts::start(&options, kernel)?;
+    let parts = Parts::start(&options, kernel, log_level)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -91,10 +91,11 @@ struct Parts {
     connection: watch::Sender<Connection>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
+    log_level: Level,
 }
 
 impl Parts {
-    fn start(options: &options::Agent, kernel: Kernel) -> Result<Self> {
+    fn start(options: &options::Agent, kernel: Kernel, log_level: Level) -> Result<Self> {
         let node = options.node.clone().context("the node has no name: option --node")?;
         let names = Arc::new(Names::default());
         let metrics = Arc::new(Metrics::default());
@@ -160,6 +161,7 @@ impl Parts {
             connection,
             stop,
             threads: vec![syncing, reading, watching],
+            log_level,
         })
     }
 
@@ -216,6 +218,7 @@ impl Parts {
                 agent: self.agent.clone(),
                 install,
                 runtime,
+                log_level: self.log_level.clone(),
             };
             match options.health_listen {
                 Some(address) => health::serve(address, health).await,

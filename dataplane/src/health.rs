@@ -1,4 +1,4 @@
-//! `/livez`, `/readyz` and `/metrics` for kubelet and Prometheus.
+//! `/livez`, `/readyz` and `/metrics` for kubelet and Prometheus; on a loopback address the log level too.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -8,8 +8,9 @@ use axum::{
     extract::State,
     http::{StatusCode, header},
     response::IntoResponse,
-    routing::get,
+    routing::{get, put},
 };
+use bulkhead_proto::log::Level;
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{metrics, server::Agent};
@@ -22,6 +23,7 @@ pub(crate) struct Health {
     pub(crate) install: watch::Receiver<String>,
     /// Why the container runtime does not answer; empty when it does, or nobody asks it.
     pub(crate) runtime: watch::Receiver<String>,
+    pub(crate) log_level: Level,
 }
 
 /// Serves for ever.
@@ -32,13 +34,25 @@ pub(crate) async fn serve(address: SocketAddr, health: Health) -> Result<()> {
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("listening on {address} (option --health-listen)"))?;
-    let router = Router::new()
+    let mut router = Router::new()
         // The threads take the process with them when they end, so who answers is alive.
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
-        .with_state(health);
-    axum::serve(listener, router).await.context("serving health")
+        .route("/metrics", get(metrics));
+    // Nobody changes the log of another machine.
+    if address.ip().is_loopback() {
+        router = router.route("/debug/log-level", put(log_level));
+    }
+    axum::serve(listener, router.with_state(health))
+        .await
+        .context("serving health")
+}
+
+async fn log_level(State(health): State<Health>, directives: String) -> (StatusCode, String) {
+    match (health.log_level)(directives.trim()) {
+        Ok(()) => (StatusCode::OK, format!("{}\n", directives.trim())),
+        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")),
+    }
 }
 
 /// Ready: a state is in force, and pods that start are judged. Not asked is whether the controller is there: what is in

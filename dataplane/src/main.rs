@@ -1,20 +1,22 @@
 //! `bulkhead-agent`.
 
-use std::{io::IsTerminal, process::ExitCode};
+use std::process::ExitCode;
 
 use bulkhead_dataplane::{Options, agent};
+use bulkhead_proto::log;
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let filter = EnvFilter::try_from_env("BULKHEAD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
-    match agent::run(options) {
+    let (directives, format) = options.log();
+    let level = match log::init(directives, format) {
+        Ok(level) => level,
+        Err(error) => {
+            eprintln!("bulkhead-agent: --log-level {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match agent::run(options, level) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");

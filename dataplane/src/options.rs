@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
+use bulkhead_proto::log::Format;
 use clap::{Parser, Subcommand};
 
 use crate::{cni::install::Installation, gate::StartGate, store, stream::Address, tls};
@@ -19,6 +20,14 @@ pub struct Options {
     pub(crate) command: Option<Command>,
     #[command(flatten)]
     pub(crate) agent: Agent,
+}
+
+impl Options {
+    /// What to log, and in which form.
+    #[must_use]
+    pub fn log(&self) -> (&str, Format) {
+        (&self.agent.log_level, self.agent.log_format)
+    }
 }
 
 /// Without a subcommand: be the agent.
@@ -74,6 +83,12 @@ pub(crate) struct Agent {
     /// Address to serve /livez, /readyz and /metrics on: <ADDRESS:PORT>
     #[arg(long, env = "BULKHEAD_HEALTH_LISTEN")]
     pub(crate) health_listen: Option<SocketAddr>,
+    /// Form of the log on standard error: text or json
+    #[arg(long, value_name = "FORM", env = "BULKHEAD_LOG_FORMAT", default_value_t)]
+    pub(crate) log_format: Format,
+    /// What to log: a level, or directives such as `info,bulkhead_dataplane=debug`
+    #[arg(long, env = "BULKHEAD_LOG_LEVEL", default_value = "info")]
+    pub(crate) log_level: String,
     /// Network namespace to work in: where the host-side devices of pods are. Default: the agent's own
     #[arg(long)]
     pub(crate) netns: Option<PathBuf>,

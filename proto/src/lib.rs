@@ -7,6 +7,7 @@
 
 pub mod convert;
 pub mod filter;
+pub mod log;
 pub mod reason;
 pub mod spiffe;
 pub mod state_digest;

@@ -488,10 +488,9 @@ fn decide(list: &[Alternative], [subject, peer]: [u32; 2]) -> (bool, String) {
 fn who(state: &State, address: IpAddr) -> (Vec<PeerId>, u32) {
     if let Some(binding) = state.bindings.get(&(ZONE, address)) {
         let class = match (binding.peer, binding.kind) {
-            (PeerId::UnknownPod, _) => None,
+            (PeerId::UnknownPod, _) | (_, AddressKind::Service) => None,
             (_, AddressKind::Pod) => Some(PeerId::AnyPod),
             (_, AddressKind::Node) => Some(PeerId::AnyNode),
-            (_, AddressKind::Service) => None,
         };
         let chain = [Some(binding.peer), class, Some(PeerId::AnyAddress)];
         return (chain.into_iter().flatten().collect(), binding.image_class);
