@@ -5,7 +5,7 @@
 mod cluster;
 mod support;
 
-use std::{ffi::OsString, net::TcpListener};
+use std::{ffi::OsString, net::TcpListener, time::Duration};
 
 use cluster::{Cluster, DEADLINE, admin_policy, pod, policy};
 use serde_json::{Value, json};
@@ -173,7 +173,16 @@ async fn one_replica_writes_and_findings_are_said_once() {
 
 /// A request in the clear; the answer's status and body.
 async fn http(address: &str, request: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).await.unwrap();
+    let connected = async {
+        loop {
+            // Its port opens after its socket, by which `Controller::start_with` tells that it runs.
+            if let Ok(stream) = TcpStream::connect(address).await {
+                return stream;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let mut stream = tokio::time::timeout(DEADLINE, connected).await.expect("the port opens");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
