@@ -104,6 +104,7 @@ pub fn compile(lowered: Lowered) -> Compiled {
     };
     let mut diagnostics = lowered.diagnostics.clone();
     diagnostics.extend(changes.diagnostics.into_iter().map(with_source));
+    diagnostics.extend(compiler.capacity(usize::MAX));
     Compiled {
         lowered,
         compiler,
@@ -120,5 +121,6 @@ fn object_name(key: &ObjectKey) -> String {
         ObjectKey::Policy(key) => key.to_string().replacen('/', " ", 1),
         ObjectKey::Service(key) => format!("Service {key}"),
         ObjectKey::EndpointSlice(key) => format!("EndpointSlice {key}"),
+        ObjectKey::AddressGroup(name) => format!("AddressGroup {name}"),
     }
 }

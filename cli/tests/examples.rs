@@ -179,3 +179,50 @@ fn ingress_controller() {
         ],
     );
 }
+
+#[test]
+fn service_account() {
+    check(
+        "11-service-account.yaml",
+        &[
+            ("monitoring/prometheus", "shop/web", 9090, "TCP", true),
+            ("monitoring/prometheus", "shop/api", 9091, "TCP", true),
+            ("monitoring/prometheus", "shop/web", 8080, "TCP", false),
+            ("shop/client", "shop/web", 9090, "TCP", false),
+            ("bank/intruder", "warehouse/stock", 8080, "TCP", true),
+        ],
+    );
+}
+
+#[test]
+fn service_and_partners() {
+    check(
+        "12-service-and-partners.yaml",
+        &[
+            ("shop/api", "shop/web", 8080, "TCP", true),
+            ("shop/api", "10.96.0.11", 80, "TCP", true),
+            ("shop/api", "shop/web", 9090, "TCP", false),
+            ("shop/api", "kube-system/coredns", 53, "UDP", true),
+            ("shop/api", "203.0.113.10", 443, "TCP", true),
+            ("shop/api", "203.0.113.65", 443, "TCP", false),
+            ("shop/api", "203.0.113.10", 80, "TCP", false),
+            ("shop/api", "2001:db8:700::1", 443, "TCP", true),
+            ("shop/web", "8.8.8.8", 443, "TCP", true),
+        ],
+    );
+}
+
+#[test]
+fn cluster_segment() {
+    check(
+        "13-cluster-segment.yaml",
+        &[
+            ("shop/api", "8.8.8.8", 443, "TCP", false),
+            ("shop/api", "8.8.8.8", 53, "UDP", true),
+            ("shop/web", "8.8.8.8", 443, "TCP", true),
+            ("shop/api", "192.0.2.1", 443, "TCP", true),
+            ("shop/api", "shop/db", 5432, "TCP", true),
+            ("kube-system/coredns", "8.8.8.8", 443, "TCP", true),
+        ],
+    );
+}

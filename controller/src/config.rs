@@ -56,6 +56,9 @@ pub struct Config {
     /// TCP with mutual TLS.
     #[command(flatten)]
     pub tls: crate::tls::options::Options,
+    /// The validating webhook.
+    #[command(flatten)]
+    pub webhook: crate::webhook::Options,
     /// Form of the log on standard error: text or json.
     #[arg(long, value_name = "FORM", env = "BULKHEAD_LOG_FORMAT", default_value_t)]
     pub log_format: log::Format,

@@ -11,6 +11,7 @@ use bulkhead_policy::{
     diagnostic::Diagnostic,
     digest::Digest,
     model::{Event, Object, ObjectKey, Policy, PolicyKey},
+    references::Reference,
     state::State,
 };
 use bulkhead_proto::v1::{self, announcement_result::Rejection};
@@ -36,6 +37,13 @@ pub(crate) enum Input {
         announcement: v1::Announcement,
         /// Where the answer goes.
         answer: oneshot::Sender<Vec<Rejection>>,
+    },
+    /// What would be wrong with an object if it were there? Changes nothing.
+    Review {
+        /// The object.
+        object: Box<Object>,
+        /// Where the answer goes; who does not wait any more is not answered.
+        answer: oneshot::Sender<Vec<Diagnostic>>,
     },
 }
 
@@ -110,8 +118,10 @@ impl Engine {
 
     /// Works until nobody asks any more. Blocks.
     pub(crate) fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+        let mut stale = false;
         while let Some(input) = inputs.blocking_recv() {
             self.pulse.begin();
+            stale |= !matches!(input, Input::Review { .. });
             match input {
                 Input::Batch(batch) => self.batch(batch),
                 Input::Announce {
@@ -128,10 +138,16 @@ impl Engine {
                     // A node that left meanwhile does not want the answer.
                     drop(answer.send(rejected));
                 }
+                Input::Review { object, answer } => {
+                    if !answer.is_closed() {
+                        drop(answer.send(self.compiler.review(&object)));
+                    }
+                }
             }
             // Findings walk every policy, so they follow when there is time; nodes do not wait for them.
-            if inputs.is_empty() {
+            if stale && inputs.is_empty() {
                 self.find();
+                stale = false;
             }
             self.pulse.end();
         }
@@ -236,7 +252,25 @@ impl Engine {
                         changed |= self.take_policy(policy, revision, seen);
                     }
                 }
-                Event::Upsert(_) | Event::Delete(_) => {}
+                Event::Upsert(object) => changed |= self.refer(&object.key(), revision, seen),
+                Event::Delete(key) => changed |= self.refer(key, revision, seen),
+            }
+        }
+        changed
+    }
+
+    /// What policies refer to is a part of them: they are enforced where its newest version is.
+    fn refer(&mut self, key: &ObjectKey, revision: u64, seen: Instant) -> bool {
+        let reference = match key {
+            ObjectKey::AddressGroup(name) => Reference::AddressGroup(name.clone()),
+            ObjectKey::Service(key) => Reference::Service(key.clone()),
+            _ => return false,
+        };
+        let mut changed = false;
+        for user in self.compiler.users(&reference) {
+            if let Some(entry) = self.policies.get_mut(user) {
+                (entry.revision, entry.seen) = (revision, seen);
+                changed = true;
             }
         }
         changed

@@ -126,7 +126,7 @@ impl Facts {
             Object::Namespace(namespace) => drop(self.namespaces.insert(namespace.name.clone())),
             Object::Service(service) => drop(self.services.insert(service.key.clone())),
             Object::EndpointSlice(slice) => drop(self.endpoint_slices.insert(slice.key.clone())),
-            Object::Policy(_) => {}
+            Object::Policy(_) | Object::AddressGroup(_) => {}
         }
         BTreeSet::new()
     }
@@ -191,7 +191,7 @@ impl Facts {
             ObjectKey::Namespace(name) => drop(self.namespaces.remove(name)),
             ObjectKey::Service(key) => drop(self.services.remove(key)),
             ObjectKey::EndpointSlice(key) => drop(self.endpoint_slices.remove(key)),
-            ObjectKey::Policy(_) => {}
+            ObjectKey::Policy(_) | ObjectKey::AddressGroup(_) => {}
         }
         BTreeSet::new()
     }

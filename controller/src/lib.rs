@@ -25,4 +25,5 @@ mod socket;
 pub mod source;
 mod status;
 pub mod tls;
+pub mod webhook;
 mod world;

@@ -39,7 +39,7 @@ use crate::{
         kube::{Kube, connect},
     },
     status::{self, About},
-    tls,
+    tls, webhook,
 };
 
 /// Inputs waiting for the engine; who has more waits.
@@ -80,7 +80,7 @@ pub async fn run(config: Config, log_level: Option<Level>, shutdown: impl Future
         metrics,
         trust_domain: config.tls.listen_tls.map(|_| config.tls.trust_domain.clone()),
     };
-    let nodes = nodes_over_tls(&config, cluster.as_ref(), &service);
+    let nodes = over_tls(&config, cluster.as_ref(), &service);
     let mut tasks = JoinSet::new();
     let health = report(
         &mut tasks,
@@ -130,9 +130,9 @@ fn router(service: Service) -> Router {
         .add_service(ControllerServiceServer::new(service))
 }
 
-/// Serves nodes over TLS where that is asked for; ends only with an error.
-async fn nodes_over_tls(config: &Config, cluster: Option<&Client>, service: &Service) -> anyhow::Result<()> {
-    if config.tls.listen_tls.is_none() {
+/// Serves nodes and the API server over TLS where that is asked for; ends only with an error.
+async fn over_tls(config: &Config, cluster: Option<&Client>, service: &Service) -> anyhow::Result<()> {
+    if config.tls.listen_tls.is_none() && config.webhook.webhook_listen.is_none() {
         return std::future::pending().await;
     }
     let secret = cluster.map(|client| (client, config.namespace.as_str()));
@@ -140,7 +140,15 @@ async fn nodes_over_tls(config: &Config, cluster: Option<&Client>, service: &Ser
         .await
         .context("certificate authority")?;
     let stopped = service.stop.clone();
-    tls::serve::serve(&config.tls, authority, cluster.cloned(), service.clone(), stopped).await
+    let webhook = webhook::serve(
+        &config.webhook,
+        &config.namespace,
+        authority.clone(),
+        cluster.cloned(),
+        service,
+    );
+    let nodes = tls::serve::serve(&config.tls, authority, cluster.cloned(), service.clone(), stopped);
+    tokio::try_join!(nodes, webhook).map(|_| ())
 }
 
 /// Carries batches from the source to the engine until one of them is gone.

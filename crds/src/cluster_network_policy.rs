@@ -18,7 +18,7 @@ mod schema;
 
 pub use lower::lower;
 pub(crate) use lower::lower_value;
-pub use schema::{crd, crd_yaml};
+pub use schema::crd;
 
 /// A network policy for the whole cluster, in the tier above or below the namespaces' own policies.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -138,7 +138,7 @@ words!(
 pub struct ClusterNetworkPolicySubject {
     /// All pods of the namespaces with these labels.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "schema::label_selector")]
+    #[schemars(schema_with = "crate::schema::label_selector")]
     pub namespaces: Option<LabelSelector>,
     /// Pods by namespace and labels.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -197,7 +197,7 @@ pub struct ClusterNetworkPolicyEgressRule {
 pub struct ClusterNetworkPolicyIngressPeer {
     /// All pods of the namespaces with these labels.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "schema::label_selector")]
+    #[schemars(schema_with = "crate::schema::label_selector")]
     pub namespaces: Option<LabelSelector>,
     /// Pods by namespace and labels.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -211,14 +211,14 @@ pub struct ClusterNetworkPolicyIngressPeer {
 pub struct ClusterNetworkPolicyEgressPeer {
     /// All pods of the namespaces with these labels.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "schema::label_selector")]
+    #[schemars(schema_with = "crate::schema::label_selector")]
     pub namespaces: Option<LabelSelector>,
     /// Pods by namespace and labels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pods: Option<NamespacedPod>,
     /// Addresses of the nodes with these labels; empty selects all nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "schema::label_selector")]
+    #[schemars(schema_with = "crate::schema::label_selector")]
     pub nodes: Option<LabelSelector>,
     /// Blocks of addresses, whatever is behind them: pods and nodes too.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -246,10 +246,10 @@ pub struct DomainName(pub String);
 #[schemars(extend("required" = ["podSelector"]))]
 pub struct NamespacedPod {
     /// Namespaces; absent or empty selects all.
-    #[schemars(schema_with = "schema::label_selector")]
+    #[schemars(schema_with = "crate::schema::label_selector")]
     pub namespace_selector: LabelSelector,
     /// Pods in them; empty selects all.
-    #[schemars(schema_with = "schema::label_selector")]
+    #[schemars(schema_with = "crate::schema::label_selector")]
     pub pod_selector: Option<LabelSelector>,
 }
 

@@ -7,10 +7,11 @@ use bulkhead_policy::{
 use serde_json::Value;
 
 use crate::{
-    cluster_network_policy,
+    address_group, cluster_network_policy,
     facts::{self, HostPod, Pod},
     network_policy,
     report::Report,
+    segment_policy::{self, Kind},
 };
 
 /// Kinds of policy that this version does not read: leaving one of them out leaves something open, so it is an error.
@@ -19,6 +20,9 @@ const POLICIES_NOT_READ: &[&str] = &[
     "ClusterNetworkPolicy",
     "AdminNetworkPolicy",
     "BaselineAdminNetworkPolicy",
+    "SegmentPolicy",
+    "ClusterSegmentPolicy",
+    "AddressGroup",
 ];
 
 /// What an object means to the compiler.
@@ -68,9 +72,18 @@ pub fn lower_document(
         ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") => {
             cluster_network_policy::lower_value(value, &mut report).map(Object::Policy)
         }
+        ("bulkhead.dev/v1alpha1", "SegmentPolicy") => {
+            segment_policy::lower_value(Kind::Namespaced, value, &mut report).map(Object::Policy)
+        }
+        ("bulkhead.dev/v1alpha1", "ClusterSegmentPolicy") => {
+            segment_policy::lower_value(Kind::Cluster, value, &mut report).map(Object::Policy)
+        }
+        ("bulkhead.dev/v1alpha1", "AddressGroup") => {
+            address_group::lower_value(value, &mut report).map(Object::AddressGroup)
+        }
         _ if POLICIES_NOT_READ.contains(&kind) => {
             let message = format!(
-                "{api_version} of {kind} is not read, so the policy is not applied; convert it to NetworkPolicy networking.k8s.io/v1 or ClusterNetworkPolicy policy.networking.k8s.io/v1alpha2"
+                "{api_version} of {kind} is not read, so the policy is not applied; convert it to networking.k8s.io/v1 NetworkPolicy, policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy or a kind of bulkhead.dev/v1alpha1"
             );
             report.error("apiVersion", message);
             return Meaning::Unreadable;
@@ -90,7 +103,13 @@ pub(crate) fn name_of(kind: &str, value: &Value) -> String {
     let word = |path| value.pointer(path).and_then(Value::as_str).unwrap_or_default();
     let cluster_scoped = matches!(
         kind,
-        "Namespace" | "Node" | "ClusterNetworkPolicy" | "AdminNetworkPolicy" | "BaselineAdminNetworkPolicy"
+        "Namespace"
+            | "Node"
+            | "ClusterNetworkPolicy"
+            | "AdminNetworkPolicy"
+            | "BaselineAdminNetworkPolicy"
+            | "ClusterSegmentPolicy"
+            | "AddressGroup"
     );
     match (word("/metadata/namespace"), word("/metadata/name")) {
         (_, "") => format!("{kind} without a name"),

@@ -91,6 +91,7 @@ fn lower_parts(parts: &Parts, unknown: &Unknown, report: &mut Report<'_>) -> Opt
         subject: vec![PodMatch {
             namespaces: NamespaceMatch::Name(namespace.clone()),
             pods: subject.selector,
+            service_accounts: Match::Any,
         }],
         isolates,
         mode: Mode::Enforce,
@@ -252,7 +253,11 @@ impl Context<'_> {
             Some(selector) => self.exact_selector(selector, &format!("{path}.podSelector"), report)?,
             None => LabelSelector::default(),
         };
-        Some(Peer::Pods(PodMatch { namespaces, pods }))
+        Some(Peer::Pods(PodMatch {
+            namespaces,
+            pods,
+            service_accounts: Match::Any,
+        }))
     }
 
     fn exact_selector(
@@ -327,7 +332,8 @@ impl Context<'_> {
     }
 }
 
-fn port_match(port: &NetworkPolicyPort) -> Result<PortMatch, (&'static str, String)> {
+/// What a port means; the error names its field.
+pub(crate) fn port_match(port: &NetworkPolicyPort) -> Result<PortMatch, (&'static str, String)> {
     let protocol = match port.protocol.as_deref() {
         None | Some("") => Protocol::Tcp,
         Some(name) => parse_protocol(name).map_err(|problem| ("protocol", problem))?,

@@ -139,7 +139,11 @@ fn label(key: &str, value: String) -> LabelSelector {
 fn policy(number: u32, namespaces: u32) -> Policy {
     let own = namespace(number % namespaces);
     let app = number / namespaces % APPS;
-    let pods = |namespaces, pods| PodMatch { namespaces, pods };
+    let pods = |namespaces, pods| PodMatch {
+        namespaces,
+        pods,
+        service_accounts: Match::Any,
+    };
     let rule = |index, peers: Vec<Peer>| Rule {
         name: None,
         index,

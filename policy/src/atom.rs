@@ -25,6 +25,8 @@ pub(crate) enum Atom {
     NamespaceLabel(String, LabelTest),
     /// Is it a pod with such a label?
     PodLabel(String, LabelTest),
+    /// Is it a pod with one of these service accounts?
+    ServiceAccount(BTreeSet<String>),
     /// Is it a node with such a label?
     NodeLabel(String, LabelTest),
     /// Is its address in this block (canonical)?
@@ -48,6 +50,7 @@ impl Atom {
             Self::Namespace(name) => ("namespace", vec![name]),
             Self::NamespaceLabel(key, test) => ("namespace label", test.fields(key)),
             Self::PodLabel(key, test) => ("pod label", test.fields(key)),
+            Self::ServiceAccount(names) => ("service account", names.iter().map(String::as_str).collect()),
             Self::NodeLabel(key, test) => ("node label", test.fields(key)),
             Self::Cidr(cidr) => return Digest::of("atom", [b"cidr".as_slice(), cidr.to_string().as_bytes()]),
             Self::NamedPort(name, protocol) => ("named port", vec![name, protocol_name(*protocol)]),
@@ -91,6 +94,10 @@ impl fmt::Display for Atom {
             Self::Namespace(name) => write!(f, "namespace={name}"),
             Self::NamespaceLabel(key, test) => label(f, "namespace ", key, test),
             Self::PodLabel(key, test) => label(f, "", key, test),
+            Self::ServiceAccount(names) => {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                write!(f, "service account in ({})", names.join(", "))
+            }
             Self::NodeLabel(key, test) => label(f, "node ", key, test),
             Self::Cidr(cidr) => write!(f, "cidr {cidr}"),
             Self::NamedPort(name, protocol) => write!(f, "port {name}/{}", protocol_name(*protocol)),

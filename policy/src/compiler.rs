@@ -13,12 +13,16 @@ use crate::{
     frontends::Frontends,
     identity::{Bearer, Identities, IdentityId, describe},
     index::{Claimant, Dirty, Index, Place, WorkloadId},
-    model::{Direction, Event, Labels, NamedPort, Object, ObjectKey, Policy, PolicyKey, Workload, WorkloadKey, Zone},
+    model::{
+        Direction, EndpointSlice, Event, Labels, NamedPort, Object, ObjectKey, Policy, PolicyKey, Service, Workload,
+        WorkloadKey, Zone,
+    },
     networks::Networks,
     policies::Policies,
     program::{CompiledPolicy, Part, compile},
     questions::{AtomId, Fact, Questions},
     recorder::Recorder,
+    references::{Reference, References},
     rulesets::{Program, RulesetId, Rulesets, SubjectPorts},
     state::{AddressKind, Binding, Delta, Endpoint, Network, PeerId, State},
 };
@@ -46,7 +50,8 @@ pub struct Compiler {
     identities: Identities,
     networks: Networks,
     rulesets: Rulesets,
-    frontends: Frontends,
+    pub(crate) frontends: Frontends,
+    pub(crate) references: References,
     bound: BTreeMap<Place, IdentityId>,
     network_identities: BTreeMap<(Zone, ipnetwork::IpNetwork), IdentityId>,
     endpoints: BTreeMap<WorkloadKey, EndpointParts>,
@@ -106,6 +111,11 @@ impl Compiler {
         self.output.state()
     }
 
+    /// The policies that refer to something by name.
+    pub fn users(&self, reference: &Reference) -> impl Iterator<Item = &PolicyKey> {
+        self.references.users(reference)
+    }
+
     /// True when nothing is left in any table: no object, question, identity, ruleset.
     pub fn is_empty(&self) -> bool {
         self.index.is_empty()
@@ -114,6 +124,7 @@ impl Compiler {
             && self.identities.is_empty()
             && self.rulesets.is_empty()
             && self.frontends.is_empty()
+            && self.references.is_empty()
             && self.bound.is_empty()
             && self.network_identities.is_empty()
             && self.endpoints.is_empty()
@@ -146,7 +157,8 @@ impl Compiler {
         let services = self.frontends.services().cloned().map(ObjectKey::Service);
         let slices = self.frontends.slices().cloned().map(ObjectKey::EndpointSlice);
         let known = namespaces.chain(workloads).chain(nodes).chain(policies);
-        let known = known.chain(services).chain(slices);
+        let groups = self.references.groups().cloned().map(ObjectKey::AddressGroup);
+        let known = known.chain(services).chain(slices).chain(groups);
         let absent: Vec<ObjectKey> = known.filter(|key| !present.contains(key)).collect();
         for key in &absent {
             self.delete(key);
@@ -164,8 +176,9 @@ impl Compiler {
             }
             Object::Node(node) => self.set_node(&node.name, Some(Arc::new(node.clone()))),
             Object::Policy(policy) => self.set_policy(&policy.key, Some(policy)),
-            Object::Service(service) => self.frontends.set_service(&service.key, Some(service)),
-            Object::EndpointSlice(slice) => self.frontends.set_slice(&slice.key, Some(slice)),
+            Object::Service(service) => self.set_service(&service.key, Some(service)),
+            Object::EndpointSlice(slice) => self.set_slice(&slice.key, Some(slice)),
+            Object::AddressGroup(group) => self.references.set_group(&group.name, Some(group)),
         }
     }
 
@@ -175,8 +188,9 @@ impl Compiler {
             ObjectKey::Workload(key) => drop(self.index.set_workload(key, None)),
             ObjectKey::Node(name) => self.set_node(name, None),
             ObjectKey::Policy(key) => self.set_policy(key, None),
-            ObjectKey::Service(key) => self.frontends.set_service(key, None),
-            ObjectKey::EndpointSlice(key) => self.frontends.set_slice(key, None),
+            ObjectKey::Service(key) => self.set_service(key, None),
+            ObjectKey::EndpointSlice(key) => self.set_slice(key, None),
+            ObjectKey::AddressGroup(name) => self.references.set_group(name, None),
         }
     }
 
@@ -190,15 +204,48 @@ impl Compiler {
         removed.for_each(|range| self.networks.remove_range(range));
     }
 
+    fn set_service(&mut self, key: &WorkloadKey, new: Option<&Service>) {
+        self.frontends.set_service(key, new);
+        self.references.touch_service(key);
+    }
+
+    fn set_slice(&mut self, key: &WorkloadKey, new: Option<&EndpointSlice>) {
+        let touch = |compiler: &mut Self| {
+            if let Some(service) = compiler.frontends.service_of(key) {
+                compiler.references.touch_service(service);
+            }
+        };
+        touch(self);
+        self.frontends.set_slice(key, new);
+        touch(self);
+    }
+
+    /// Compiles policies again that refer to something that changed.
+    fn refresh(&mut self) {
+        for key in self.references.take_concerned() {
+            let policy = self.policies.get(&key).map(|compiled| Arc::clone(&compiled.policy));
+            if let Some(policy) = policy {
+                self.replace_policy(&key, Some(&policy));
+            }
+        }
+    }
+
     fn set_policy(&mut self, key: &PolicyKey, new: Option<&Policy>) {
         self.written.insert(key.clone());
-        if self.policies.get(key).map(|old| old.policy.as_ref()) == new {
-            return;
+        if self.policies.get(key).map(|old| old.policy.as_ref()) != new {
+            self.replace_policy(key, new);
         }
+    }
+
+    fn replace_policy(&mut self, key: &PolicyKey, new: Option<&Policy>) {
+        self.written.insert(key.clone());
         // New questions are asked before the old ones are dropped, so that those in both keep their numbers.
         let new = new.map(|policy| Arc::new(self.compile(policy)));
         let selected: Vec<_> = new.iter().flat_map(|new| new.policy.subject.iter()).cloned().collect();
+        let written = new.as_ref().map(|new| Arc::clone(&new.policy));
         let old = self.policies.set(key, new);
+        self.references
+            .set_policy(key, old.as_ref().map(|old| old.policy.as_ref()), written.as_deref());
         if let Some(old) = &old {
             let unasked = old.atoms.iter().filter(|atom| self.questions.release(**atom));
             self.unasked.extend(unasked);
@@ -223,12 +270,15 @@ impl Compiler {
             }
             id
         };
-        compile(Arc::new(policy.clone()), &mut ask)
+        let written_out = self.references.written_out(policy, &self.frontends);
+        let policy = Arc::new(policy.clone());
+        compile(Arc::clone(&policy), written_out.as_ref().unwrap_or(&policy), &mut ask)
     }
 
     // === the end of a step ===
 
     fn settle(&mut self) -> Changes {
+        self.refresh();
         let forgotten = self.forget_questions();
         let mut dirty = std::mem::take(&mut self.index.dirty);
         for id in &dirty.identities {
@@ -357,11 +407,9 @@ impl Compiler {
 
     fn pod_facts(&self, workload: &Workload) -> Vec<Fact> {
         let mut facts = Vec::new();
-        let namespace = &workload.key.namespace;
         let none = Labels::new();
-        let labels = self.index.namespace_labels(namespace).unwrap_or(&none);
-        self.questions
-            .of_pod((namespace, labels), &workload.labels, &workload.named_ports, &mut facts);
+        let labels = self.index.namespace_labels(&workload.key.namespace).unwrap_or(&none);
+        self.questions.of_pod(labels, workload, &mut facts);
         facts
     }
 

@@ -82,6 +82,20 @@ impl Frontends {
         self.slice_of.keys()
     }
 
+    pub(crate) fn service(&self, key: &WorkloadKey) -> Option<&Service> {
+        self.services.get(key)
+    }
+
+    /// The slices of a Service.
+    pub(crate) fn slices_of(&self, service: &WorkloadKey) -> impl Iterator<Item = &EndpointSlice> {
+        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// The Service a slice belongs to.
+    pub(crate) fn service_of(&self, slice: &WorkloadKey) -> Option<&WorkloadKey> {
+        self.slice_of.get(slice)
+    }
+
     pub(crate) fn set_service(&mut self, key: &WorkloadKey, new: Option<&Service>) {
         if self.services.get(key) == new {
             return;

@@ -63,6 +63,7 @@ pub(crate) struct Index {
     retired: BTreeSet<WorkloadId>,
     pods_by_label: Postings<WorkloadId>,
     pods_by_port: HashMap<String, BTreeSet<WorkloadId>>,
+    pods_by_account: HashMap<String, BTreeSet<WorkloadId>>,
     nodes: BTreeMap<String, Arc<Node>>,
     nodes_by_label: Postings<String>,
     claims: BTreeMap<Place, BTreeSet<Claimant>>,
@@ -108,6 +109,8 @@ impl Index {
         for port in &workload.named_ports {
             self.pods_by_port.entry(port.name.clone()).or_default().insert(id);
         }
+        let account = workload.service_account.clone();
+        self.pods_by_account.entry(account).or_default().insert(id);
         for address in &workload.addresses {
             self.claim((workload.zone, *address), Claimant::Pod(id));
         }
@@ -123,13 +126,9 @@ impl Index {
     fn unfile_workload(&mut self, id: WorkloadId, workload: &Workload) {
         self.pods_by_label.remove(&workload.labels, &id);
         for port in &workload.named_ports {
-            if let Some(ids) = self.pods_by_port.get_mut(&port.name) {
-                ids.remove(&id);
-                if ids.is_empty() {
-                    self.pods_by_port.remove(&port.name);
-                }
-            }
+            unfile(&mut self.pods_by_port, &port.name, id);
         }
+        unfile(&mut self.pods_by_account, &workload.service_account, id);
         for address in &workload.addresses {
             self.disclaim((workload.zone, *address), &Claimant::Pod(id));
         }
@@ -244,6 +243,10 @@ impl Index {
             Atom::NamedPort(name, _) => dirty
                 .identities
                 .extend(self.pods_by_port.get(name).into_iter().flatten()),
+            Atom::ServiceAccount(names) => {
+                let filed = names.iter().filter_map(|name| self.pods_by_account.get(name));
+                dirty.identities.extend(filed.flatten());
+            }
             Atom::NodeLabel(key, test) => {
                 let nodes = self
                     .nodes_by_label
@@ -291,6 +294,7 @@ impl Index {
             && self.nodes.is_empty()
             && self.claims.is_empty()
             && self.pods_by_port.is_empty()
+            && self.pods_by_account.is_empty()
             && self.pods_by_label.is_empty()
             && self.namespaces_by_label.is_empty()
             && self.nodes_by_label.is_empty()
@@ -387,8 +391,17 @@ impl Index {
         self.workload(id).is_some_and(|workload| {
             let namespace = &workload.key.namespace;
             let labels = self.namespace_labels(namespace);
-            labels.is_some_and(|labels| selector.matches(namespace, labels, &workload.labels))
+            labels.is_some_and(|labels| selector.matches(labels, workload))
         })
+    }
+}
+
+fn unfile(filed: &mut HashMap<String, BTreeSet<WorkloadId>>, name: &str, id: WorkloadId) {
+    if let Some(ids) = filed.get_mut(name) {
+        ids.remove(&id);
+        if ids.is_empty() {
+            filed.remove(name);
+        }
     }
 }
 

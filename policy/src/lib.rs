@@ -29,6 +29,8 @@ pub mod probe;
 mod program;
 mod questions;
 mod recorder;
+pub mod references;
+mod review;
 mod rulesets;
 pub mod selector;
 mod slab;

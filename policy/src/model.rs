@@ -204,6 +204,8 @@ pub struct PodMatch {
     pub namespaces: NamespaceMatch,
     /// Pods in them.
     pub pods: LabelSelector,
+    /// Their service accounts, by name.
+    pub service_accounts: Match<String>,
 }
 
 /// The other end of a connection.
@@ -220,6 +222,14 @@ pub enum Peer {
     },
     /// Addresses of the nodes whose labels match.
     Nodes(LabelSelector),
+    /// Every address that is no pod's, no node's and in no pod range.
+    World,
+    /// What is behind a Service: the pods its selector matches, ready or not; without a selector, the addresses of its endpoint
+    /// slices. Nobody while there is no such Service.
+    Service(WorkloadKey),
+    /// The blocks of an [`AddressGroup`]. Of one that is not there or cannot be read whole, the rest is not known: an Allow rule
+    /// matches what is known of it, a Deny rule everybody, and a Pass rule denies everybody.
+    AddressGroup(String),
 }
 
 /// `Any` and an empty list differ: an absent list matches everything, an empty one (after dropping what cannot match) nothing.
@@ -229,6 +239,28 @@ pub enum Match<T> {
     Any,
     /// At least one of these.
     OneOf(Vec<T>),
+}
+
+/// A version of ICMP.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum IcmpVersion {
+    /// For IPv4.
+    #[serde(rename = "ICMP")]
+    V4,
+    /// For IPv6.
+    #[serde(rename = "ICMPv6")]
+    V6,
+}
+
+/// Types and codes of ICMP messages.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum IcmpMessage {
+    /// Every message.
+    Any,
+    /// Every code of a type.
+    Type(u8),
+    /// A code of a type.
+    Code(u8, u8),
 }
 
 /// A condition on protocol and destination port.
@@ -249,6 +281,13 @@ pub enum PortMatch {
         protocol: Option<Protocol>,
         /// Port name.
         name: String,
+    },
+    /// Messages of ICMP that begin something. Errors about a flow follow the flow, whatever rules say.
+    Icmp {
+        /// Version.
+        version: IcmpVersion,
+        /// Which messages.
+        message: IcmpMessage,
     },
 }
 
@@ -345,6 +384,10 @@ pub enum PolicyKind {
     NetworkPolicy,
     /// `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy.
     ClusterNetworkPolicy,
+    /// `bulkhead.dev/v1alpha1` SegmentPolicy.
+    SegmentPolicy,
+    /// `bulkhead.dev/v1alpha1` ClusterSegmentPolicy.
+    ClusterSegmentPolicy,
 }
 
 impl fmt::Display for PolicyKind {
@@ -352,8 +395,21 @@ impl fmt::Display for PolicyKind {
         f.write_str(match self {
             Self::NetworkPolicy => "NetworkPolicy",
             Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+            Self::SegmentPolicy => "SegmentPolicy",
+            Self::ClusterSegmentPolicy => "ClusterSegmentPolicy",
         })
     }
+}
+
+/// Blocks of addresses under a name, for policies to refer to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AddressGroup {
+    /// Name.
+    pub name: String,
+    /// The blocks.
+    pub blocks: BTreeSet<IpNetwork>,
+    /// False when some of it could not be read, so that it may have more blocks than these.
+    pub complete: bool,
 }
 
 /// Name of a policy. Its order is the tie-break of the total order.
@@ -381,14 +437,14 @@ impl fmt::Display for PolicyKey {
 pub enum Tier {
     /// Cannot be overridden.
     Admin,
-    /// NetworkPolicy: the union of allows, and default-deny for whom any policy selects.
+    /// NetworkPolicy: denies, then the union of allows, then default-deny for whom any policy selects.
     NetworkPolicy,
     /// Applies where no NetworkPolicy selected the pod.
     Baseline,
 }
 
-/// A policy. In the Admin and Baseline tiers, priority (lower first), then key, then rule order decide; in the NetworkPolicy tier rules are
-/// an unordered union of allows, and a policy that is `Enforce` isolates what it selects.
+/// A policy. In the Admin and Baseline tiers, priority (lower first), then key, then rule order decide; in the NetworkPolicy tier denies
+/// go before the union of allows, whatever their order, and a policy that is `Enforce` isolates what it selects.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Policy {
     /// Name.
@@ -522,6 +578,8 @@ pub enum Object {
     Service(Service),
     /// Endpoints of a service.
     EndpointSlice(EndpointSlice),
+    /// Blocks under a name.
+    AddressGroup(AddressGroup),
 }
 
 /// Name of an object.
@@ -539,6 +597,8 @@ pub enum ObjectKey {
     Service(WorkloadKey),
     /// Endpoints of a service.
     EndpointSlice(WorkloadKey),
+    /// Blocks under a name.
+    AddressGroup(String),
 }
 
 impl Object {
@@ -551,6 +611,7 @@ impl Object {
             Self::Policy(policy) => ObjectKey::Policy(policy.key.clone()),
             Self::Service(service) => ObjectKey::Service(service.key.clone()),
             Self::EndpointSlice(slice) => ObjectKey::EndpointSlice(slice.key.clone()),
+            Self::AddressGroup(group) => ObjectKey::AddressGroup(group.name.clone()),
         }
     }
 }

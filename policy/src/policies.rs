@@ -69,7 +69,7 @@ impl Policies {
                 if !selecting.contains_key(order)
                     && subjects
                         .iter()
-                        .any(|subject| subject.matches(namespace, namespace_labels, &workload.labels))
+                        .any(|subject| subject.matches(namespace_labels, workload))
                 {
                     selecting.insert(order, policy);
                 }

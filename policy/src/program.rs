@@ -13,8 +13,8 @@ use crate::{
     digest::Digest,
     identity::Bearer,
     model::{
-        Action, Direction, Guard, LabelSelector, Match, Mode, NamespaceMatch, Operator, Peer, Policy, PortMatch,
-        Protocol, Rule, RuleName, Tier,
+        Action, Direction, Guard, IcmpMessage, IcmpVersion, LabelSelector, Match, Mode, NamespaceMatch, Operator, Peer,
+        Policy, PortMatch, Protocol, Rule, RuleName, Tier,
     },
     prefix::canonical,
     questions::{AtomId, Fact},
@@ -88,6 +88,7 @@ pub(crate) enum CompiledPeer {
     Pods(Conditions),
     Nodes(Conditions),
     Network { cidr: AtomId, except: Vec<AtomId> },
+    World,
 }
 
 /// Atoms that must hold and atoms that must not.
@@ -149,6 +150,8 @@ impl CompiledRule {
                     }
                 }
                 CompiledPeer::Network { cidr, .. } => drop(triggers.insert(*cidr)),
+                // It asks nothing but what kind of bearer it is, which every fallback answers.
+                CompiledPeer::World => {}
             }
         }
         if matches_the_bare {
@@ -167,7 +170,8 @@ impl CompiledPeer {
             (Self::Pods(conditions), Bearer::UnboundPod | Bearer::Unknown) => conditions.may_hold(),
             // Whether even the claim to be a pod is true is not known of a contested address.
             (Self::Nodes(conditions), Bearer::Unknown) => conditions.may_hold().min(Certainty::Maybe),
-            (Self::Network { .. }, Bearer::Unknown) => Certainty::Maybe,
+            (Self::Network { .. } | Self::World, Bearer::Unknown) => Certainty::Maybe,
+            (Self::World, bearer) => sure(bearer == Bearer::Outside),
             (Self::Network { cidr, except }, _) => {
                 sure(view.holds(*cidr) && !except.iter().any(|block| view.holds(*block)))
             }
@@ -195,10 +199,17 @@ impl Conditions {
 
 // === compiling ===
 
-/// Numbers the questions of a policy with `ask`, which is called once for each mention of an atom.
-pub(crate) fn compile(policy: Arc<Policy>, ask: &mut dyn FnMut(Atom) -> AtomId) -> CompiledPolicy {
-    let egress = Compiling::new(&policy, Direction::Egress, ask).part().map(Arc::new);
-    let ingress = Compiling::new(&policy, Direction::Ingress, ask).part().map(Arc::new);
+/// Numbers the questions of a policy with `ask`, which is called once for each mention of an atom. `written_out` is the policy
+/// with what it refers to in the references' place.
+pub(crate) fn compile(
+    policy: Arc<Policy>,
+    written_out: &Policy,
+    ask: &mut dyn FnMut(Atom) -> AtomId,
+) -> CompiledPolicy {
+    let egress = Compiling::new(written_out, Direction::Egress, ask).part().map(Arc::new);
+    let ingress = Compiling::new(written_out, Direction::Ingress, ask)
+        .part()
+        .map(Arc::new);
     let atoms = [&egress, &ingress]
         .into_iter()
         .flatten()
@@ -276,7 +287,7 @@ impl<'a> Compiling<'a> {
         let shadow = self.policy.mode == Mode::Shadow || rule.mode == Mode::Shadow;
         let peers = match &rule.peers {
             Match::Any => None,
-            Match::OneOf(peers) => Some(peers.iter().map(|peer| self.peer(peer)).collect()),
+            Match::OneOf(peers) => Some(peers.iter().filter_map(|peer| self.peer(peer)).collect()),
         };
         let mut spans = Vec::new();
         let mut named = Vec::new();
@@ -301,8 +312,8 @@ impl<'a> Compiling<'a> {
         }
     }
 
-    fn peer(&mut self, peer: &Peer) -> CompiledPeer {
-        match peer {
+    fn peer(&mut self, peer: &Peer) -> Option<CompiledPeer> {
+        Some(match peer {
             Peer::Pods(pods) => {
                 let mut conditions = Conditions::default();
                 match &pods.namespaces {
@@ -310,6 +321,13 @@ impl<'a> Compiling<'a> {
                     NamespaceMatch::Labels(selector) => self.labels(selector, Atom::NamespaceLabel, &mut conditions),
                 }
                 self.labels(&pods.pods, Atom::PodLabel, &mut conditions);
+                if let Match::OneOf(names) = &pods.service_accounts {
+                    let names: BTreeSet<String> = names.iter().cloned().collect();
+                    conditions.impossible |= names.is_empty();
+                    if !names.is_empty() {
+                        conditions.yes.push(self.ask(Atom::ServiceAccount(names)));
+                    }
+                }
                 CompiledPeer::Pods(conditions)
             }
             Peer::Nodes(selector) => {
@@ -317,6 +335,10 @@ impl<'a> Compiling<'a> {
                 let mut conditions = Conditions::default();
                 self.labels(selector, Atom::NodeLabel, &mut conditions);
                 CompiledPeer::Nodes(conditions)
+            }
+            Peer::World => {
+                self.asks_addresses = true;
+                CompiledPeer::World
             }
             Peer::Network { cidr, except } => {
                 self.asks_addresses = true;
@@ -329,7 +351,9 @@ impl<'a> Compiling<'a> {
                     except,
                 }
             }
-        }
+            // Written out before, see `references`.
+            Peer::Service(_) | Peer::AddressGroup(_) => return None,
+        })
     }
 
     fn labels(&mut self, selector: &LabelSelector, atom: fn(String, LabelTest) -> Atom, conditions: &mut Conditions) {
@@ -353,6 +377,7 @@ impl<'a> Compiling<'a> {
                     spans.push(span(*protocol, *first, *last));
                 }
             }
+            PortMatch::Icmp { version, message } => spans.push(icmp(*version, *message)),
             PortMatch::Named { protocol, name } => {
                 for protocol in PROTOCOLS
                     .into_iter()
@@ -383,6 +408,23 @@ pub(crate) fn span(protocol: Protocol, first: u16, last: u16) -> (u32, u32) {
         Protocol::Tcp => protocol::TCP,
         Protocol::Udp => protocol::UDP,
         Protocol::Sctp => protocol::SCTP,
+    };
+    (Position::new(number, first).0, Position::new(number, last).0)
+}
+
+/// Messages of ICMP as positions.
+fn icmp(version: IcmpVersion, message: IcmpMessage) -> (u32, u32) {
+    let number = match version {
+        IcmpVersion::V4 => protocol::ICMP,
+        IcmpVersion::V6 => protocol::ICMPV6,
+    };
+    let (first, last) = match message {
+        IcmpMessage::Any => (0, u16::MAX),
+        IcmpMessage::Type(kind) => (u16::from_be_bytes([kind, 0]), u16::from_be_bytes([kind, u8::MAX])),
+        IcmpMessage::Code(kind, code) => {
+            let value = u16::from_be_bytes([kind, code]);
+            (value, value)
+        }
     };
     (Position::new(number, first).0, Position::new(number, last).0)
 }

@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use crate::{
     atom::{Atom, LabelTest},
     digest::Digest,
-    model::{Labels, NamedPort, Protocol},
+    model::{Labels, Protocol, Workload},
     prefix::PrefixMap,
     slab::Slab,
 };
@@ -45,6 +45,8 @@ pub(crate) struct Questions {
     namespaces: HashMap<String, AtomId>,
     namespace_labels: LabelQuestions,
     pod_labels: LabelQuestions,
+    /// By service account.
+    accounts: HashMap<String, Vec<AtomId>>,
     node_labels: LabelQuestions,
     cidrs: PrefixMap<AtomId>,
     ports: HashMap<String, Vec<(Protocol, AtomId)>>,
@@ -90,6 +92,16 @@ impl Questions {
             Atom::Namespace(name) => drop(self.namespaces.remove(name)),
             Atom::NamespaceLabel(key, test) => remove_label(&mut self.namespace_labels, key, test),
             Atom::PodLabel(key, test) => remove_label(&mut self.pod_labels, key, test),
+            Atom::ServiceAccount(names) => {
+                for name in names {
+                    if let Some(ids) = self.accounts.get_mut(name) {
+                        ids.retain(|other| *other != id);
+                        if ids.is_empty() {
+                            self.accounts.remove(name);
+                        }
+                    }
+                }
+            }
             Atom::NodeLabel(key, test) => remove_label(&mut self.node_labels, key, test),
             Atom::Cidr(cidr) => drop(self.cidrs.remove(*cidr)),
             Atom::NamedPort(name, _) => {
@@ -131,6 +143,7 @@ impl Questions {
         self.entries.values().next().is_none()
             && self.ids.is_empty()
             && self.namespaces.is_empty()
+            && self.accounts.is_empty()
             && self.ports.is_empty()
             && self.cidrs.keys().next().is_none()
             && labels.iter().all(|questions| questions.0.is_empty())
@@ -141,6 +154,11 @@ impl Questions {
             Atom::Namespace(name) => drop(self.namespaces.insert(name.clone(), id)),
             Atom::NamespaceLabel(key, test) => self.namespace_labels.insert(key, test, id),
             Atom::PodLabel(key, test) => self.pod_labels.insert(key, test, id),
+            Atom::ServiceAccount(names) => {
+                for name in names {
+                    self.accounts.entry(name.clone()).or_default().push(id);
+                }
+            }
             Atom::NodeLabel(key, test) => self.node_labels.insert(key, test, id),
             Atom::Cidr(cidr) => self.cidrs.insert(*cidr, id),
             Atom::NamedPort(name, protocol) => self.ports.entry(name.clone()).or_default().push((*protocol, id)),
@@ -148,16 +166,13 @@ impl Questions {
     }
 
     /// What holds of a pod, its address apart.
-    pub(crate) fn of_pod(
-        &self,
-        namespace: (&str, &Labels),
-        labels: &Labels,
-        ports: &[NamedPort],
-        facts: &mut Vec<Fact>,
-    ) {
-        facts.extend(self.namespaces.get(namespace.0).map(|id| (*id, 0)));
-        self.namespace_labels.holding(namespace.1, facts);
-        self.pod_labels.holding(labels, facts);
+    pub(crate) fn of_pod(&self, namespace_labels: &Labels, workload: &Workload, facts: &mut Vec<Fact>) {
+        facts.extend(self.namespaces.get(&workload.key.namespace).map(|id| (*id, 0)));
+        self.namespace_labels.holding(namespace_labels, facts);
+        self.pod_labels.holding(&workload.labels, facts);
+        let asked = self.accounts.get(&workload.service_account).into_iter().flatten();
+        facts.extend(asked.map(|id| (*id, 0)));
+        let ports = &workload.named_ports;
         if self.ports.is_empty() {
             return;
         }

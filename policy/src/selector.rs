@@ -1,6 +1,6 @@
 //! Does a selector match labels? And the anchor: the one condition of a selector under which the index files it.
 
-use crate::model::{LabelSelector, Labels, NamespaceMatch, Operator, PodMatch, Requirement};
+use crate::model::{LabelSelector, Labels, Match, NamespaceMatch, Operator, PodMatch, Requirement, Workload};
 
 impl Requirement {
     /// True when an object with these labels fulfils the requirement.
@@ -33,14 +33,18 @@ impl LabelSelector {
 }
 
 impl PodMatch {
-    /// True when it matches a pod with these labels in a namespace of this name with these labels.
+    /// True when it matches a pod whose namespace has these labels.
     #[must_use]
-    pub fn matches(&self, namespace: &str, namespace_labels: &Labels, labels: &Labels) -> bool {
+    pub fn matches(&self, namespace_labels: &Labels, workload: &Workload) -> bool {
         let in_namespace = match &self.namespaces {
-            NamespaceMatch::Name(name) => name == namespace,
+            NamespaceMatch::Name(name) => *name == workload.key.namespace,
             NamespaceMatch::Labels(selector) => selector.matches(namespace_labels),
         };
-        in_namespace && self.pods.matches(labels)
+        let of_account = match &self.service_accounts {
+            Match::Any => true,
+            Match::OneOf(names) => names.contains(&workload.service_account),
+        };
+        in_namespace && of_account && self.pods.matches(&workload.labels)
     }
 
     /// Where the index files this selector. A pod that matches is found under at least one of them.

@@ -73,6 +73,10 @@ fn random_connections_reach_every_kind_of_decision() {
         "Deny default-deny",
         "Allow rule of ClusterNetworkPolicy",
         "Deny rule of ClusterNetworkPolicy",
+        "Allow rule of SegmentPolicy",
+        "Deny rule of SegmentPolicy",
+        "Allow rule of ClusterSegmentPolicy",
+        "Deny rule of ClusterSegmentPolicy",
     ] {
         assert!(
             seen.get(kind).is_some_and(|count| *count >= 20),

@@ -38,6 +38,7 @@ fn deny_all() -> Policy {
     let everybody = PodMatch {
         namespaces: NamespaceMatch::Labels(LabelSelector::default()),
         pods: LabelSelector::default(),
+        service_accounts: Match::Any,
     };
     let rule = Rule {
         name: None,

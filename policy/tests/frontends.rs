@@ -158,6 +158,7 @@ fn pods(app: &str) -> PodMatch {
             key: "app".into(),
             operator: Operator::In(BTreeSet::from([app.into()])),
         }])),
+        service_accounts: Match::Any,
     }
 }
 

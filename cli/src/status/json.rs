@@ -22,6 +22,8 @@ pub(super) fn policy_name(name: &PolicyName) -> String {
     let kind = match name.kind() {
         PolicyKind::NetworkPolicy => "NetworkPolicy",
         PolicyKind::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+        PolicyKind::SegmentPolicy => "SegmentPolicy",
+        PolicyKind::ClusterSegmentPolicy => "ClusterSegmentPolicy",
         PolicyKind::Unspecified => "Policy",
     };
     match name.namespace.as_str() {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bulkhead_crds::cluster_network_policy::Condition;
+use bulkhead_policy::diagnostic::{Diagnostic, Severity};
 
 use crate::progress::Standing;
 
@@ -27,13 +28,27 @@ pub(super) fn conditions(standing: &Standing) -> [Condition; 3] {
 }
 
 fn accepted(standing: &Standing) -> (bool, &'static str, String) {
-    match standing.error() {
-        None => (true, "Accepted", "every part of it can be applied".to_owned()),
-        Some(error) => {
-            let field = if error.field.is_empty() { "it" } else { &error.field };
-            (false, "Invalid", format!("{field} {}", error.message))
+    match (standing.error(), standing.findings.first()) {
+        (Some(_), _) => {
+            let errors = standing
+                .findings
+                .iter()
+                .filter(|found| found.severity == Severity::Error);
+            (false, "Invalid", errors.map(said).collect::<Vec<_>>().join("; "))
         }
+        (None, Some(warning)) => (
+            true,
+            "Suspicious",
+            format!("every part of it can be applied, but {}", said(warning)),
+        ),
+        (None, None) => (true, "Accepted", "every part of it can be applied".to_owned()),
     }
+}
+
+/// A finding about an object as people read it on the object; the webhook says the same.
+pub(crate) fn said(found: &Diagnostic) -> String {
+    let field = if found.field.is_empty() { "it" } else { &found.field };
+    format!("{field} {}", found.message)
 }
 
 fn enforced(standing: &Standing) -> (bool, &'static str, String) {
@@ -81,7 +96,6 @@ fn text(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use bulkhead_policy::diagnostic::{Diagnostic, Severity};
 
     use super::*;
     use crate::progress::Enforcement;

@@ -112,6 +112,7 @@ fn event(name: &str, key: &PolicyKey, standing: &Standing, found: &Diagnostic, i
     let api_version = match key.kind {
         PolicyKind::NetworkPolicy => "networking.k8s.io/v1",
         PolicyKind::ClusterNetworkPolicy => "policy.networking.k8s.io/v1alpha2",
+        PolicyKind::SegmentPolicy | PolicyKind::ClusterSegmentPolicy => "bulkhead.dev/v1alpha1",
     };
     let field = if found.field.is_empty() {
         String::new()

@@ -4,7 +4,7 @@
 //! Nothing is written that is there already; one pass writes one object after the other, at most [`WRITES_PER_SECOND`]; what
 //! fails is tried again later and later. A status of ours changes no generation, so our own writes wake nobody.
 
-mod conditions;
+pub(crate) mod conditions;
 mod election;
 mod events;
 mod statuses;
@@ -35,13 +35,14 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 /// How a kind of policy is told what became of it: its resource, when it has a status of conditions.
 fn status_of(kind: PolicyKind) -> Option<ApiResource> {
-    match kind {
-        PolicyKind::ClusterNetworkPolicy => Some(ApiResource::from_gvk_with_plural(
-            &GroupVersionKind::gvk("policy.networking.k8s.io", "v1alpha2", "ClusterNetworkPolicy"),
-            "clusternetworkpolicies",
-        )),
-        PolicyKind::NetworkPolicy => None,
-    }
+    let (group, version, plural) = match kind {
+        PolicyKind::NetworkPolicy => return None,
+        PolicyKind::ClusterNetworkPolicy => ("policy.networking.k8s.io", "v1alpha2", "clusternetworkpolicies"),
+        PolicyKind::SegmentPolicy => ("bulkhead.dev", "v1alpha1", "segmentpolicies"),
+        PolicyKind::ClusterSegmentPolicy => ("bulkhead.dev", "v1alpha1", "clustersegmentpolicies"),
+    };
+    let kind = GroupVersionKind::gvk(group, version, &kind.to_string());
+    Some(ApiResource::from_gvk_with_plural(&kind, plural))
 }
 
 /// Writes as long as the process runs.

@@ -95,7 +95,11 @@ impl Statuses {
         key: &PolicyKey,
         standing: &Standing,
     ) -> kube::Result<()> {
-        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), resource);
+        let client = self.client.clone();
+        let api: Api<DynamicObject> = match key.namespace.as_str() {
+            "" => Api::all_with(client, resource),
+            namespace => Api::namespaced_with(client, namespace, resource),
+        };
         let mut written = self.written.get(key).cloned().unwrap_or_default();
         written.uid.clone_from(&standing.uid);
         let result = match read(&api, key, standing, &mut written.conditions).await {

@@ -36,5 +36,6 @@ pub(crate) fn object_text(key: &ObjectKey) -> String {
         ObjectKey::Policy(key) => format!("{} {}/{}", key.kind, key.namespace, key.name),
         ObjectKey::Service(key) => format!("Service {key}"),
         ObjectKey::EndpointSlice(key) => format!("EndpointSlice {key}"),
+        ObjectKey::AddressGroup(name) => format!("AddressGroup {name}"),
     }
 }

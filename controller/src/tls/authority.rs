@@ -167,6 +167,21 @@ impl Authority {
         Ok((issued, PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
     }
 
+    /// A key and certificate for the API server to check under these names (DNS names or addresses); no node takes it for the
+    /// controller's, because it has no SPIFFE ID.
+    pub(crate) fn webhook(&self, names: &[String]) -> Result<(Issued, PrivateKeyDer<'static>)> {
+        let key = KeyPair::generate().context("making a key")?;
+        let mut params = lasting(self.lifetime)?;
+        for name in names {
+            params.subject_alt_names.push(match name.parse() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => SanType::DnsName(name.as_str().try_into().with_context(|| format!("name {name:?}"))?),
+            });
+        }
+        let issued = self.finish(params, &key, ExtendedKeyUsagePurpose::ServerAuth, "the webhook")?;
+        Ok((issued, PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
+    }
+
     fn sign(&self, peer: &Peer, key: &impl PublicKeyData, usage: ExtendedKeyUsagePurpose) -> Result<Issued> {
         let mut params = lasting(self.lifetime)?;
         let id = self.trust_domain.id(peer);
@@ -176,6 +191,16 @@ impl Authority {
                 .subject_alt_names
                 .push(SanType::DnsName(CONTROLLER_NAME.try_into().context("server name")?));
         }
+        self.finish(params, key, usage, id.as_str())
+    }
+
+    fn finish(
+        &self,
+        mut params: CertificateParams,
+        key: &impl PublicKeyData,
+        usage: ExtendedKeyUsagePurpose,
+        whom: &str,
+    ) -> Result<Issued> {
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![usage];
@@ -183,7 +208,7 @@ impl Authority {
         let not_after = params.not_after.into();
         let certificate = params
             .signed_by(key, &self.issuer)
-            .with_context(|| format!("signing for {id}"))?;
+            .with_context(|| format!("signing for {whom}"))?;
         Ok(Issued {
             certificate: certificate.der().clone(),
             not_after,

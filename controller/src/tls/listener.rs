@@ -44,25 +44,48 @@ impl ResolvesServerCert for Current {
     }
 }
 
+/// Who connects.
+#[derive(Clone, Debug)]
+pub(crate) enum Callers {
+    /// Nodes: HTTP/2, and they show certificates, unless they ask for their first.
+    Nodes,
+    /// The API server: HTTP/1.1, checks that we have one of these names, and shows nothing.
+    ApiServer(Vec<String>),
+}
+
 /// Connections on which TLS is set up.
 pub(crate) type Connections = mpsc::Receiver<Result<TlsStream<TcpStream>, std::io::Error>>;
 
 /// Listens; what is received are connections with TLS set up. Ends when nobody takes them any more.
-pub(crate) async fn listen(address: SocketAddr, authority: Shared) -> Result<Connections> {
+pub(crate) async fn listen(address: SocketAddr, authority: Shared, callers: Callers) -> Result<Connections> {
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("listening on {address}"))?;
-    let (key, renew_at) = certified(&authority)?;
+    let (key, renew_at) = certified(&authority, &callers)?;
     let current = Arc::new(Current(RwLock::new(Arc::new(key))));
-    let acceptor = TlsAcceptor::from(Arc::new(config(&authority, current.clone())?));
+    let acceptor = TlsAcceptor::from(Arc::new(config(&authority, current.clone(), &callers)?));
     let (ready, connections) = mpsc::channel(READY);
-    drop(tokio::spawn(renew(authority, current, renew_at, ready.clone())));
+    drop(tokio::spawn(renew(
+        (authority, callers),
+        current,
+        renew_at,
+        ready.clone(),
+    )));
     drop(tokio::spawn(accept(listener, acceptor, ready)));
     Ok(connections)
 }
 
-fn config(authority: &Shared, current: Arc<Current>) -> Result<ServerConfig> {
+fn config(authority: &Shared, current: Arc<Current>, callers: &Callers) -> Result<ServerConfig> {
     let provider = Arc::new(ring::default_provider());
+    if let Callers::ApiServer(_) = callers {
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13])
+            .context("TLS 1.3")?
+            .with_no_client_auth()
+            .with_cert_resolver(current);
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        return Ok(config);
+    }
     let mut roots = RootCertStore::empty();
     roots
         .add(authority.certificate().clone())
@@ -82,8 +105,11 @@ fn config(authority: &Shared, current: Arc<Current>) -> Result<ServerConfig> {
 }
 
 /// A new certificate for us, and when to make the next: after two thirds of its time.
-fn certified(authority: &Shared) -> Result<(CertifiedKey, SystemTime)> {
-    let (issued, key) = authority.server()?;
+fn certified(authority: &Shared, callers: &Callers) -> Result<(CertifiedKey, SystemTime)> {
+    let (issued, key) = match callers {
+        Callers::Nodes => authority.server()?,
+        Callers::ApiServer(names) => authority.webhook(names)?,
+    };
     let key = ring::sign::any_supported_type(&key).context("our own key")?;
     let now = SystemTime::now();
     let left = issued.not_after.duration_since(now).unwrap_or_default();
@@ -91,7 +117,7 @@ fn certified(authority: &Shared) -> Result<(CertifiedKey, SystemTime)> {
 }
 
 async fn renew(
-    authority: Shared,
+    (authority, callers): (Shared, Callers),
     current: Arc<Current>,
     mut at: SystemTime,
     ready: mpsc::Sender<Result<TlsStream<TcpStream>, std::io::Error>>,
@@ -103,7 +129,7 @@ async fn renew(
         if SystemTime::now() < at {
             continue;
         }
-        match certified(&authority) {
+        match certified(&authority, &callers) {
             Ok((key, next)) => {
                 *current.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
                 at = next;

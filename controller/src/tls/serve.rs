@@ -15,7 +15,7 @@ use tonic::transport::Server;
 use super::{
     authority::{Authority, Material, Shared},
     bootstrap::Bootstrap,
-    listener,
+    listener::{self, Callers},
     options::Options,
     review::Reviewer,
     secret,
@@ -56,7 +56,7 @@ pub(crate) async fn serve(
         raised(&mut stop).await;
         return Ok(());
     };
-    let connections = listener::listen(address, authority.clone()).await?;
+    let connections = listener::listen(address, authority.clone(), Callers::Nodes).await?;
     let reviewer = client.map(|client| Reviewer {
         client,
         audience: options.token_audience.clone(),

@@ -269,6 +269,12 @@ fn path(kind: &str, namespace: &str) -> String {
         "Event" => ("apis/events.k8s.io/v1", "events"),
         "Lease" => ("apis/coordination.k8s.io/v1", "leases"),
         "ClusterNetworkPolicy" => ("apis/policy.networking.k8s.io/v1alpha2", "clusternetworkpolicies"),
+        "SegmentPolicy" => ("apis/bulkhead.dev/v1alpha1", "segmentpolicies"),
+        "ClusterSegmentPolicy" => ("apis/bulkhead.dev/v1alpha1", "clustersegmentpolicies"),
+        "ValidatingWebhookConfiguration" => (
+            "apis/admissionregistration.k8s.io/v1",
+            "validatingwebhookconfigurations",
+        ),
         "CustomResourceDefinition" => ("apis/apiextensions.k8s.io/v1", "customresourcedefinitions"),
         other => panic!("{other}"),
     };

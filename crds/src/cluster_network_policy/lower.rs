@@ -11,7 +11,7 @@
 //! | `domainNames`, which is not enforced yet | as a peer that cannot be read |
 
 use bulkhead_policy::model::{
-    Direction, LabelSelector, Mode, NamespaceMatch, PodMatch, Policy, PolicyKey, PolicyKind, Tier as PolicyTier,
+    Direction, LabelSelector, Match, Mode, NamespaceMatch, PodMatch, Policy, PolicyKey, PolicyKind, Tier as PolicyTier,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector as KubernetesSelector, ObjectMeta};
 use serde_json::{Value, json};
@@ -183,6 +183,7 @@ fn subject(subject: &ClusterNetworkPolicySubject, unknown: &Unknown, report: &mu
                 pods: PodMatch {
                     namespaces: every,
                     pods: LabelSelector::default(),
+                    service_accounts: Match::Any,
                 },
                 exact: false,
             }
@@ -201,6 +202,7 @@ pub(super) fn namespaces_match(
     let pods = PodMatch {
         namespaces: NamespaceMatch::Labels(lowered.selector),
         pods: LabelSelector::default(),
+        service_accounts: Match::Any,
     };
     Pods {
         pods,
@@ -239,6 +241,7 @@ pub(super) fn pods_match(pods: &NamespacedPod, path: &str, unknown: &Unknown, re
         pods: PodMatch {
             namespaces: NamespaceMatch::Labels(namespaces.selector),
             pods: own.selector,
+            service_accounts: Match::Any,
         },
     }
 }

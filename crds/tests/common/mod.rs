@@ -52,6 +52,9 @@ fn show_peer(peer: &Peer) -> String {
             )
         }
         Peer::Nodes(selector) => format!("nodes {}", selector_text(selector)),
+        Peer::World => "the world".to_owned(),
+        Peer::Service(key) => format!("service {key}"),
+        Peer::AddressGroup(name) => format!("group {name}"),
     }
 }
 
@@ -62,7 +65,11 @@ pub(crate) fn pod_match(pods: &bulkhead_policy::model::PodMatch) -> String {
         NamespaceMatch::Name(name) => format!("={name}"),
         NamespaceMatch::Labels(selector) => selector_text(selector),
     };
-    format!("{namespaces}/{}", selector_text(&pods.pods))
+    let accounts = match &pods.service_accounts {
+        Match::Any => String::new(),
+        Match::OneOf(names) => format!("@{}", names.join(",")),
+    };
+    format!("{namespaces}/{}{accounts}", selector_text(&pods.pods))
 }
 
 fn selector_text(selector: &bulkhead_policy::model::LabelSelector) -> String {
@@ -88,5 +95,6 @@ fn show_port(port: &PortMatch) -> String {
             name,
         } => format!("{protocol:?} {name}"),
         PortMatch::Named { protocol: None, name } => format!("named {name}"),
+        PortMatch::Icmp { version, message } => format!("ICMP {version:?} {message:?}"),
     }
 }

@@ -212,6 +212,7 @@ fn app(name: &str) -> PodMatch {
     PodMatch {
         namespaces: NamespaceMatch::Name("shop".to_owned()),
         pods: LabelSelector([requirement].into()),
+        service_accounts: Match::Any,
     }
 }
 

@@ -60,6 +60,7 @@ fn covers_dns(rule: &Rule) -> bool {
             PortMatch::Range { protocol, first, last } => {
                 *protocol != Protocol::Sctp && (*first..=*last).contains(&DNS)
             }
+            PortMatch::Icmp { .. } => false,
             // Which number it is depends on the pod; by its name it is meant for this.
             PortMatch::Named { name, .. } => name.contains("dns"),
         }),

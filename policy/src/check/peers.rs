@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use super::{Findings, place};
 use crate::{
     compiler::Compiler,
-    model::{Direction, LabelSelector, Match, NamespaceMatch, Operator, Peer, Requirement, Rule},
+    model::{Action, Direction, LabelSelector, Match, NamespaceMatch, Operator, Peer, Requirement, Rule},
     prefix::canonical,
 };
 
@@ -24,9 +24,39 @@ pub(super) fn check(compiler: &Compiler, findings: &mut Findings<'_>, direction:
                 }
             }
             Peer::Network { cidr, except } => block(findings, &field, *cidr, except),
-            Peer::Nodes(_) => {}
+            Peer::Service(key) => {
+                if compiler.frontends.service(key).is_none() {
+                    findings.warning(
+                        &field,
+                        format_args!(
+                            "names Service {key}, which is not there, so that peer matches nobody; create the Service or check \
+                             the spelling"
+                        ),
+                    );
+                }
+            }
+            Peer::AddressGroup(name) => group(compiler, findings, &field, rule.action, name),
+            Peer::Nodes(_) | Peer::World => {}
         }
     }
+}
+
+/// A group of which not everything is known: what that means depends on what the rule does.
+fn group(compiler: &Compiler, findings: &mut Findings<'_>, field: &str, action: Action, name: &str) {
+    let (problem, advice) = match compiler.references.group(name) {
+        Some(group) if group.complete => return,
+        Some(_) => ("cannot be read whole", "correct the group"),
+        None => ("is not there", "create the group or check the spelling"),
+    };
+    let meaning = match action {
+        Action::Allow => "that peer matches only what is known of it",
+        Action::Deny => "the rule denies everybody",
+        Action::Pass => "the rule denies everybody instead of passing",
+    };
+    findings.warning(
+        field,
+        format_args!("names AddressGroup {name}, which {problem}; until it is, {meaning}; {advice}"),
+    );
 }
 
 /// A requirement that no namespace there is fulfils, so that the peer matches nobody.

@@ -19,7 +19,7 @@ pub(super) fn check(
     let Match::OneOf(ports) = &rule.ports else { return };
     let mut named = ports.iter().filter_map(|port| match port {
         PortMatch::Named { protocol, name } => Some((*protocol, name)),
-        PortMatch::Range { .. } => None,
+        PortMatch::Range { .. } | PortMatch::Icmp { .. } => None,
     });
     let Some(first) = named.next() else { return };
     let peers;
@@ -56,7 +56,7 @@ fn matched(compiler: &Compiler, rule: &Rule) -> BTreeSet<WorkloadId> {
     };
     let pods = peers.iter().filter_map(|peer| match peer {
         Peer::Pods(pods) => Some(pods),
-        Peer::Network { .. } | Peer::Nodes(_) => None,
+        Peer::Network { .. } | Peer::Nodes(_) | Peer::World | Peer::Service(_) | Peer::AddressGroup(_) => None,
     });
     pods.flat_map(|pods| compiler.index.select(pods)).collect()
 }

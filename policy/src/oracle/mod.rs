@@ -137,7 +137,7 @@ impl<'a> Judge<'a> {
         rules.retain(|(policy, ..)| policy.isolates.contains(&self.direction));
         let denying = rules
             .iter()
-            .find(|(_, rule, _)| rule.action == Action::Deny && guards.hold(rule));
+            .find(|(_, rule, _)| self.world.action(rule) == Action::Deny && guards.hold(rule));
         if let Some((policy, rule, _)) = denying {
             return (Decision::Deny, self.name(policy, rule));
         }
@@ -171,7 +171,7 @@ impl<'a> Judge<'a> {
             return below(guards);
         };
         let next = |guards| self.first_match(rest, guards, below);
-        match rule.action {
+        match self.world.action(rule) {
             Action::Allow if *matches == Matches::Perhaps || !guards.hold(rule) => next(guards),
             Action::Allow => (Decision::Allow, self.name(policy, rule)),
             Action::Deny if !guards.hold(rule) => next(guards),

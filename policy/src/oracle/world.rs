@@ -7,8 +7,8 @@ use ipnetwork::IpNetwork;
 use super::Judge;
 use crate::{
     model::{
-        Direction, LabelSelector, Labels, Match, NamespaceMatch, Node, Object, ObjectKey, Operator, Peer, PodMatch,
-        Policy, PortMatch, Protocol, Rule, Workload, WorkloadKey, Zone,
+        Action, AddressGroup, Direction, IcmpMessage, IcmpVersion, LabelSelector, Labels, Match, NamespaceMatch, Node,
+        Object, ObjectKey, Operator, Peer, PodMatch, Policy, PortMatch, Protocol, Rule, Workload, WorkloadKey, Zone,
     },
     probe::End,
 };
@@ -115,7 +115,11 @@ impl<'a> World<'a> {
             NamespaceMatch::Name(name) => *name == workload.key.namespace,
             NamespaceMatch::Labels(selector) => selected(selector, &self.namespace_labels(&workload.key.namespace)),
         };
-        namespace && selected(&pods.pods, &workload.labels)
+        let account = match &pods.service_accounts {
+            Match::Any => true,
+            Match::OneOf(names) => names.contains(&workload.service_account),
+        };
+        namespace && account && selected(&pods.pods, &workload.labels)
     }
 
     // --- rules ----------------------------------------------------------------------------------------------------
@@ -123,6 +127,7 @@ impl<'a> World<'a> {
     pub(super) fn matches(&self, rule: &Rule, judge: &Judge<'_>) -> Matches {
         let peers = match &rule.peers {
             Match::Any => Matches::Yes,
+            Match::OneOf(_) if rule.action != Action::Allow && self.names_the_unknown(rule) => Matches::Yes,
             Match::OneOf(peers) => peers
                 .iter()
                 .map(|peer| self.peer_matches(peer, &judge.peer))
@@ -140,16 +145,87 @@ impl<'a> World<'a> {
         peers.min(ports)
     }
 
+    /// What a rule does: to leave the tier for peers of whom nobody knows who they are would be to open it, so it is denied.
+    pub(super) fn action(&self, rule: &Rule) -> Action {
+        match rule.action {
+            Action::Pass if self.names_the_unknown(rule) => Action::Deny,
+            action => action,
+        }
+    }
+
+    /// The rule names a group of addresses of which not everything is known.
+    fn names_the_unknown(&self, rule: &Rule) -> bool {
+        let Match::OneOf(peers) = &rule.peers else { return false };
+        peers.iter().any(|peer| match peer {
+            Peer::AddressGroup(name) => self.group(name).is_none_or(|group| !group.complete),
+            _ => false,
+        })
+    }
+
+    fn group(&self, name: &str) -> Option<&'a AddressGroup> {
+        match self.0.get(&ObjectKey::AddressGroup(name.to_owned())) {
+            Some(Object::AddressGroup(group)) => Some(group),
+            _ => None,
+        }
+    }
+
+    /// Is it behind the Service?
+    fn behind(&self, key: &WorkloadKey, who: &Who<'_>) -> Matches {
+        let Some(Object::Service(service)) = self.0.get(&ObjectKey::Service(key.clone())) else {
+            return Matches::No;
+        };
+        if let Some(selector) = &service.selector {
+            return match who {
+                Who::Pod(workload, _) => {
+                    let labels = &workload.labels;
+                    let chosen = selector.iter().all(|(key, value)| labels.get(key) == Some(value));
+                    known(workload.key.namespace == key.namespace && chosen)
+                }
+                Who::SomePod(_) | Who::Contested => Matches::Perhaps,
+                Who::Node(..) | Who::Outside(_) => Matches::No,
+            };
+        }
+        let slices = self.0.values().filter_map(|object| match object {
+            Object::EndpointSlice(slice) if slice.key.namespace == key.namespace && slice.service == key.name => {
+                Some(slice)
+            }
+            _ => None,
+        });
+        let mut addresses = slices.flat_map(|slice| &slice.addresses);
+        match who {
+            Who::Pod(_, address) | Who::Node(_, address) | Who::SomePod(address) | Who::Outside(address) => {
+                known(addresses.any(|one| one == address))
+            }
+            Who::Contested => known(addresses.next().is_some()).min(Matches::Perhaps),
+        }
+    }
+
     fn peer_matches(&self, peer: &Peer, who: &Who<'_>) -> Matches {
-        let known = |matches: bool| if matches { Matches::Yes } else { Matches::No };
         match (peer, who) {
+            (Peer::Service(key), who) => self.behind(key, who),
+            (Peer::AddressGroup(name), who) => {
+                let blocks = self.group(name).map(|group| &group.blocks);
+                let in_one = |block: &IpNetwork| {
+                    let (cidr, except) = (*block, std::collections::BTreeSet::new());
+                    self.peer_matches(&Peer::Network { cidr, except }, who)
+                };
+                blocks.into_iter().flatten().map(in_one).max().unwrap_or(Matches::No)
+            }
+            (Peer::World, Who::Outside(_)) => Matches::Yes,
+            (Peer::World, Who::Contested) => Matches::Perhaps,
+            (Peer::World, Who::Pod(..) | Who::Node(..) | Who::SomePod(_)) => Matches::No,
             (Peer::Pods(pods), Who::Pod(workload, _)) => known(self.pod_matches(pods, workload)),
             (Peer::Pods(pods), Who::SomePod(_) | Who::Contested) => {
                 let namespaces = match &pods.namespaces {
                     NamespaceMatch::Name(_) => Matches::Perhaps,
                     NamespaceMatch::Labels(selector) => of_anybody(selector),
                 };
-                namespaces.min(of_anybody(&pods.pods))
+                let accounts = match &pods.service_accounts {
+                    Match::Any => Matches::Yes,
+                    Match::OneOf(names) if names.is_empty() => Matches::No,
+                    Match::OneOf(_) => Matches::Perhaps,
+                };
+                namespaces.min(of_anybody(&pods.pods)).min(accounts)
             }
             (Peer::Nodes(selector), Who::Node(node, _)) => known(selected(selector, &node.labels)),
             (Peer::Nodes(selector), Who::Contested) => of_anybody(selector).min(Matches::Perhaps),
@@ -162,6 +238,10 @@ impl<'a> World<'a> {
             | (Peer::Nodes(_), Who::Pod(..) | Who::SomePod(_) | Who::Outside(_)) => Matches::No,
         }
     }
+}
+
+fn known(matches: bool) -> Matches {
+    if matches { Matches::Yes } else { Matches::No }
 }
 
 fn selected(selector: &LabelSelector, labels: &Labels) -> bool {
@@ -187,19 +267,32 @@ fn of_anybody(selector: &LabelSelector) -> Matches {
 
 fn port_matches(port: &PortMatch, judge: &Judge<'_>) -> Matches {
     let (number, asked) = (judge.probe.port, judge.probe.protocol);
+    if let PortMatch::Icmp { version, message } = port {
+        let protocol = match version {
+            IcmpVersion::V4 => 1,
+            IcmpVersion::V6 => 58,
+        };
+        let [kind, code] = number.to_be_bytes();
+        let same = match message {
+            IcmpMessage::Any => true,
+            IcmpMessage::Type(wanted) => *wanted == kind,
+            IcmpMessage::Code(wanted, wanted_code) => (*wanted, *wanted_code) == (kind, code),
+        };
+        return known(asked == protocol && same);
+    }
     let protocol = match asked {
         6 => Protocol::Tcp,
         17 => Protocol::Udp,
         132 => Protocol::Sctp,
         _ => return Matches::No,
     };
-    let known = |matches: bool| if matches { Matches::Yes } else { Matches::No };
     match port {
         PortMatch::Range {
             protocol: wanted,
             first,
             last,
         } => known(*wanted == protocol && *first <= number && number <= *last),
+        PortMatch::Icmp { .. } => Matches::No,
         PortMatch::Named {
             protocol: Some(wanted), ..
         } if *wanted != protocol => Matches::No,

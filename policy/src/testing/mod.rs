@@ -15,8 +15,8 @@ use proptest::{
 
 use crate::{
     model::{
-        Attachment, EndpointSlice, Event, Guard, Labels, Mode, NamedPort, Namespace, Node, Object, Protocol, Service,
-        ServicePort, TargetPort, Workload, WorkloadKey, Zone,
+        AddressGroup, Attachment, EndpointSlice, Event, Guard, Labels, Mode, NamedPort, Namespace, Node, Object,
+        Protocol, Service, ServicePort, TargetPort, Workload, WorkloadKey, Zone,
     },
     oracle,
     probe::{End, Probe},
@@ -26,6 +26,8 @@ pub use policies::policy;
 
 const NAMESPACES: [&str; 3] = ["a", "b", "c"];
 const PORT_NAMES: [&str; 3] = ["http", "dns", "metrics"];
+const ACCOUNTS: [&str; 2] = ["default", "robot"];
+const GROUPS: [&str; 3] = ["offices", "partners", "nobody"];
 const PORTS: [u16; 5] = [53, 80, 81, 443, 8080];
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 const POD_ADDRESSES: [&str; 12] = [
@@ -150,15 +152,15 @@ pub fn workload() -> impl Strategy<Value = Workload> {
         labels(["app", "tier"]),
         place,
         vec(named_port(), 0..4),
-        option::of(text(&["n", "m"])),
+        (option::of(text(&["n", "m"])), text(&ACCOUNTS)),
         0u32..2,
     )
         .prop_map(
-            |(key, labels, (addresses, zone), named_ports, node, image_class)| Workload {
+            |(key, labels, (addresses, zone), named_ports, (node, service_account), image_class)| Workload {
                 key,
                 uid: String::new(),
                 labels,
-                service_account: "default".to_owned(),
+                service_account,
                 node,
                 addresses,
                 zone,
@@ -184,19 +186,32 @@ fn node() -> impl Strategy<Value = Node> {
         })
 }
 
+fn service_key() -> impl Strategy<Value = WorkloadKey> {
+    (select(&NAMESPACES[..2]), text(&["s", "t"])).prop_map(|(namespace, name)| WorkloadKey {
+        namespace: namespace.to_owned(),
+        name,
+    })
+}
+
+fn address_group() -> impl Strategy<Value = AddressGroup> {
+    let blocks = btree_set(block(&BLOCKS), 0..4);
+    (text(&GROUPS), blocks, prop::bool::weighted(0.9)).prop_map(|(name, blocks, complete)| AddressGroup {
+        name,
+        blocks,
+        complete,
+    })
+}
+
 fn service() -> impl Strategy<Value = Service> {
     let port = (select(&PORTS[..3]), select(&PROTOCOLS[..2]));
     (
-        select(&NAMESPACES[..2]),
-        text(&["s", "t"]),
+        service_key(),
         btree_set(address(&FRONTENDS), 0..3),
         vec(port, 1..3),
+        option::of(labels(["app", "tier"])),
     )
-        .prop_map(|(namespace, name, addresses, ports)| Service {
-            key: WorkloadKey {
-                namespace: namespace.to_owned(),
-                name,
-            },
+        .prop_map(|(key, addresses, ports, selector)| Service {
+            key,
             addresses,
             ports: ports
                 .into_iter()
@@ -208,7 +223,7 @@ fn service() -> impl Strategy<Value = Service> {
                     target: TargetPort::Number(port),
                 })
                 .collect(),
-            selector: None,
+            selector,
         })
 }
 
@@ -248,6 +263,7 @@ pub fn object() -> impl Strategy<Value = Object> {
         6 => policy().prop_map(Object::Policy),
         2 => service().prop_map(Object::Service),
         2 => slice().prop_map(Object::EndpointSlice),
+        2 => address_group().prop_map(Object::AddressGroup),
     ]
 }
 
@@ -260,21 +276,24 @@ pub fn cluster() -> impl Strategy<Value = Vec<Object>> {
         vec(policy(), 0..12),
         vec(service(), 0..4),
         vec(slice(), 0..5),
+        vec(address_group(), 0..4),
     );
-    parts.prop_map(|(namespaces, workloads, nodes, policies, services, slices)| {
+    parts.prop_map(|(namespaces, workloads, nodes, policies, services, slices, groups)| {
         let namespaces = namespaces.into_iter().map(Object::Namespace);
         let workloads = workloads.into_iter().map(Object::Workload);
         let nodes = nodes.into_iter().map(Object::Node);
         let policies = policies.into_iter().map(Object::Policy);
         let services = services.into_iter().map(Object::Service);
         let slices = slices.into_iter().map(Object::EndpointSlice);
+        let groups = groups.into_iter().map(Object::AddressGroup);
         distinct(
             namespaces
                 .chain(workloads)
                 .chain(nodes)
                 .chain(policies)
                 .chain(services)
-                .chain(slices),
+                .chain(slices)
+                .chain(groups),
         )
     })
 }

@@ -9,10 +9,10 @@ use proptest::{
     sample::select,
 };
 
-use super::{BLOCKS, NAMESPACES, PORT_NAMES, PORTS, PROTOCOLS, block, text};
+use super::{ACCOUNTS, BLOCKS, GROUPS, NAMESPACES, PORT_NAMES, PORTS, PROTOCOLS, block, service_key, text};
 use crate::model::{
-    Action, Direction, Guard, LabelSelector, Match, Mode, NamespaceMatch, Operator, Peer, PodMatch, Policy, PolicyKey,
-    PolicyKind, PortMatch, Requirement, Rule, Side, Tier,
+    Action, Direction, Guard, IcmpMessage, IcmpVersion, LabelSelector, Match, Mode, NamespaceMatch, Operator, Peer,
+    PodMatch, Policy, PolicyKey, PolicyKind, PortMatch, Requirement, Rule, Side, Tier,
 };
 
 fn selector(keys: &'static [&'static str]) -> impl Strategy<Value = LabelSelector> {
@@ -34,7 +34,16 @@ fn pods() -> impl Strategy<Value = PodMatch> {
         2 => text(&NAMESPACES).prop_map(NamespaceMatch::Name),
         2 => selector(&["team", "env", "kubernetes.io/metadata.name"]).prop_map(NamespaceMatch::Labels),
     ];
-    (namespaces, selector(&["app", "tier"])).prop_map(|(namespaces, pods)| PodMatch { namespaces, pods })
+    (namespaces, selector(&["app", "tier"]), accounts()).prop_map(|(namespaces, pods, service_accounts)| PodMatch {
+        namespaces,
+        pods,
+        service_accounts,
+    })
+}
+
+fn accounts() -> impl Strategy<Value = Match<String>> {
+    let some = vec(text(&ACCOUNTS), 0..3).prop_map(Match::OneOf);
+    prop_oneof![4 => Just(Match::Any), 1 => some]
 }
 
 fn peer() -> impl Strategy<Value = Peer> {
@@ -42,6 +51,9 @@ fn peer() -> impl Strategy<Value = Peer> {
         4 => pods().prop_map(Peer::Pods),
         3 => (block(&BLOCKS), btree_set(block(&BLOCKS), 0..3)).prop_map(|(cidr, except)| Peer::Network { cidr, except }),
         1 => selector(&["zone", "role"]).prop_map(Peer::Nodes),
+        1 => Just(Peer::World),
+        1 => service_key().prop_map(Peer::Service),
+        1 => text(&GROUPS).prop_map(Peer::AddressGroup),
     ]
 }
 
@@ -54,8 +66,20 @@ fn port() -> impl Strategy<Value = PortMatch> {
     prop_oneof![
         3 => range.prop_map(|(protocol, first, more)| PortMatch::Range { protocol, first, last: first.saturating_add(more) }),
         1 => select(&PROTOCOLS[..]).prop_map(|protocol| PortMatch::Range { protocol, first: 0, last: u16::MAX }),
+        1 => (any::<bool>(), option::of((select(&[0u8, 0, 1, 31][..]), option::of(select(&[53u8, 80, 187][..]))))).prop_map(icmp),
         2 => (option::of(select(&PROTOCOLS[..])), text(&PORT_NAMES)).prop_map(|(protocol, name)| PortMatch::Named { protocol, name }),
     ]
+}
+
+fn icmp((v6, message): (bool, Option<(u8, Option<u8>)>)) -> PortMatch {
+    PortMatch::Icmp {
+        version: if v6 { IcmpVersion::V6 } else { IcmpVersion::V4 },
+        message: match message {
+            None => IcmpMessage::Any,
+            Some((kind, None)) => IcmpMessage::Type(kind),
+            Some((kind, Some(code))) => IcmpMessage::Code(kind, code),
+        },
+    }
 }
 
 /// Absent, empty, or some.
@@ -123,6 +147,7 @@ pub fn policy() -> impl Strategy<Value = Policy> {
             0i64..2,
             select(&[0u32, 5, 5, 1000][..]),
             mode(),
+            any::<bool>(),
         );
         let directions = select(&[0b11u8, 0b11, 0b01, 0b10, 0b00][..]).prop_map(|bits| {
             let all = [(0b01, Direction::Egress), (0b10, Direction::Ingress)];
@@ -135,19 +160,28 @@ pub fn policy() -> impl Strategy<Value = Policy> {
             head,
             pods(),
             vec(pods(), 0..2),
-            selector(&["app", "tier"]),
+            (selector(&["app", "tier"]), accounts()),
             directions,
             rules(tier),
             rules(tier),
         )
             .prop_map(
-                move |((name, namespace, generation, priority, mode), pods, more, own, isolates, ingress, egress)| {
+                move |(
+                    (name, namespace, generation, priority, mode, ours),
+                    pods,
+                    more,
+                    (own, accounts),
+                    isolates,
+                    ingress,
+                    egress,
+                )| {
                     let in_tier = tier == Tier::NetworkPolicy;
                     let key = PolicyKey {
-                        kind: if in_tier {
-                            PolicyKind::NetworkPolicy
-                        } else {
-                            PolicyKind::ClusterNetworkPolicy
+                        kind: match (in_tier, ours) {
+                            (true, false) => PolicyKind::NetworkPolicy,
+                            (true, true) => PolicyKind::SegmentPolicy,
+                            (false, false) => PolicyKind::ClusterNetworkPolicy,
+                            (false, true) => PolicyKind::ClusterSegmentPolicy,
                         },
                         namespace: if in_tier { namespace.clone() } else { String::new() },
                         name,
@@ -155,6 +189,7 @@ pub fn policy() -> impl Strategy<Value = Policy> {
                     let own = PodMatch {
                         namespaces: NamespaceMatch::Name(namespace),
                         pods: own,
+                        service_accounts: accounts,
                     };
                     let subject = if in_tier {
                         vec![own]

@@ -158,6 +158,7 @@ fn network_policy(words: &[&str]) -> Policy {
         subject: vec![PodMatch {
             namespaces: NamespaceMatch::Name(namespace.clone()),
             pods: selector(words[2]),
+            service_accounts: Match::Any,
         }],
         isolates: directions
             .into_iter()
@@ -282,12 +283,14 @@ fn peer(word: &str, own: &str) -> Peer {
         "pods" => Peer::Pods(PodMatch {
             namespaces: NamespaceMatch::Name(own.into()),
             pods: selector(inner),
+            service_accounts: Match::Any,
         }),
         "ns" => {
             let pods = inside(&[rest], "pods").unwrap_or("*");
             Peer::Pods(PodMatch {
                 namespaces: NamespaceMatch::Labels(selector(inner)),
                 pods: selector(pods),
+                service_accounts: Match::Any,
             })
         }
         other => panic!("{other} is no peer"),

@@ -170,6 +170,8 @@ impl From<&PolicyKey> for v1::PolicyName {
         let kind = match key.kind {
             PolicyKind::NetworkPolicy => v1::PolicyKind::NetworkPolicy,
             PolicyKind::ClusterNetworkPolicy => v1::PolicyKind::ClusterNetworkPolicy,
+            PolicyKind::SegmentPolicy => v1::PolicyKind::SegmentPolicy,
+            PolicyKind::ClusterSegmentPolicy => v1::PolicyKind::ClusterSegmentPolicy,
         };
         Self {
             kind: kind.into(),
@@ -186,6 +188,8 @@ impl TryFrom<v1::PolicyName> for PolicyKey {
         let kind = match v1::PolicyKind::try_from(wire.kind) {
             Ok(v1::PolicyKind::NetworkPolicy) => PolicyKind::NetworkPolicy,
             Ok(v1::PolicyKind::ClusterNetworkPolicy) => PolicyKind::ClusterNetworkPolicy,
+            Ok(v1::PolicyKind::SegmentPolicy) => PolicyKind::SegmentPolicy,
+            Ok(v1::PolicyKind::ClusterSegmentPolicy) => PolicyKind::ClusterSegmentPolicy,
             Ok(v1::PolicyKind::Unspecified) | Err(_) => {
                 return Err(WireError::new("kind", Problem::UnknownEnum(wire.kind)));
             }

@@ -68,7 +68,12 @@ fn direction() -> impl Strategy<Value = Direction> {
 }
 
 fn policy() -> impl Strategy<Value = PolicyKey> {
-    let kind = select(vec![PolicyKind::NetworkPolicy, PolicyKind::ClusterNetworkPolicy]);
+    let kind = select(vec![
+        PolicyKind::NetworkPolicy,
+        PolicyKind::ClusterNetworkPolicy,
+        PolicyKind::SegmentPolicy,
+        PolicyKind::ClusterSegmentPolicy,
+    ]);
     (kind, text(), text()).prop_map(|(kind, namespace, name)| PolicyKey { kind, namespace, name })
 }
 

@@ -27,6 +27,8 @@ const FOREIGN: &[(&str, &[&str])] = &[
     // crds: what users write. controller: what it writes itself (Secret, Lease, TokenReview, Event), never facts or policies.
     ("k8s-openapi", &["crds", "controller"]),
     ("kube", &["crds", "controller", "cli"]),
+    ("kube-core", &["crds"]),
+    ("kube-derive", &["crds"]),
     ("aya", &["dataplane", "benches"]),
     ("aya-obj", &["dataplane", "benches"]),
     ("prost", &["proto", "dataplane"]),

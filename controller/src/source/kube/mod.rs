@@ -32,7 +32,10 @@ use tokio::{
 
 use self::{
     known::{Known, News},
-    raw::{ClusterNetworkPolicy, EndpointSlice, Kind, Namespace, NetworkPolicy, Node, Pod, Service},
+    raw::{
+        AddressGroup, ClusterNetworkPolicy, ClusterSegmentPolicy, EndpointSlice, Kind, Namespace, NetworkPolicy, Node,
+        Pod, SegmentPolicy, Service,
+    },
     watch::{Definition, Watch},
 };
 use super::Batch;
@@ -47,7 +50,7 @@ const EVENTS_MAX: usize = 4_096;
 /// An answer of the API server that says nothing for so long is given up. Longer than a watch lasts.
 const READ_TIMEOUT: Duration = Duration::from_mins(5);
 /// Kinds watched.
-const KINDS: usize = 7;
+const KINDS: usize = 10;
 
 /// A client for the cluster of a kubeconfig, or by KUBECONFIG, or the one this process runs in; and the server's address.
 pub(crate) async fn connect(kubeconfig: Option<&Path>) -> anyhow::Result<(Client, String)> {
@@ -100,6 +103,8 @@ impl Kube {
             name: "clusternetworkpolicies.policy.networking.k8s.io",
             install: self.install_crds.then(cluster_network_policy::crd),
         };
+        // Ours come with the chart, which also renews them.
+        let ours = |name| Definition { name, install: None };
         spawn::<Namespace>(&mut watches, watch(0, None));
         spawn::<Node>(&mut watches, watch(1, None));
         spawn::<Pod>(&mut watches, watch(2, None));
@@ -107,6 +112,11 @@ impl Kube {
         spawn::<EndpointSlice>(&mut watches, watch(4, None));
         spawn::<NetworkPolicy>(&mut watches, watch(5, None));
         spawn::<ClusterNetworkPolicy>(&mut watches, watch(6, Some(upstream)));
+        let definition = ours("segmentpolicies.bulkhead.dev");
+        spawn::<SegmentPolicy>(&mut watches, watch(7, Some(definition)));
+        let definition = ours("clustersegmentpolicies.bulkhead.dev");
+        spawn::<ClusterSegmentPolicy>(&mut watches, watch(8, Some(definition)));
+        spawn::<AddressGroup>(&mut watches, watch(9, Some(ours("addressgroups.bulkhead.dev"))));
         drop(news);
         tokio::select! {
             () = merge(told, &batches) => {}

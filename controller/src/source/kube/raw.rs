@@ -58,6 +58,11 @@ kinds! {
         |namespace, name| policy_key(PolicyKind::NetworkPolicy, namespace, name);
     ClusterNetworkPolicy = "policy.networking.k8s.io" / "v1alpha2" / "clusternetworkpolicies",
         |namespace, name| policy_key(PolicyKind::ClusterNetworkPolicy, namespace, name);
+    SegmentPolicy = "bulkhead.dev" / "v1alpha1" / "segmentpolicies",
+        |namespace, name| policy_key(PolicyKind::SegmentPolicy, namespace, name);
+    ClusterSegmentPolicy = "bulkhead.dev" / "v1alpha1" / "clustersegmentpolicies",
+        |namespace, name| policy_key(PolicyKind::ClusterSegmentPolicy, namespace, name);
+    AddressGroup = "bulkhead.dev" / "v1alpha1" / "addressgroups", |_namespace, name| ObjectKey::AddressGroup(name);
 }
 
 fn policy_key(kind: PolicyKind, namespace: String, name: String) -> ObjectKey {

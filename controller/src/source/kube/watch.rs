@@ -138,7 +138,7 @@ impl Watch {
             if !std::mem::replace(told, true) {
                 tracing::warn!(
                     definition = definition.name,
-                    "{} is not installed and --install-crds is false; going on without it until it appears",
+                    "{} is not installed, and is not ours to install; going on without it until it appears",
                     K::KIND
                 );
             }
