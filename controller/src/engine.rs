@@ -52,7 +52,6 @@ pub(crate) enum Input {
 pub(crate) struct Engine {
     compiler: Compiler,
     facts: Facts,
-    policies: BTreeMap<PolicyKey, PolicyEntry>,
     source: Batch,
     /// What the compiler found when it was asked last, and what the log was told.
     findings: Vec<Diagnostic>,
@@ -103,7 +102,6 @@ impl Engine {
         let engine = Self {
             compiler: control.map_or_else(Compiler::default, Compiler::with_control),
             facts: Facts::default(),
-            policies: BTreeMap::new(),
             source,
             findings: Vec::new(),
             told: BTreeSet::new(),
@@ -199,13 +197,11 @@ impl Engine {
         } else {
             old.revision + 1
         };
-        let policies_changed = self.take_policies(events, revision, seen);
         let mut world = old.next(self.compiler.state(), &changes.delta);
+        let taken = take_policies(&mut world, events, revision, seen);
+        let policies_changed = self.refer(&mut world, events, revision, seen) || taken;
         if !changes.delta.is_empty() || policies_changed || (old.revision == 0 && announcer.is_none()) {
             world.revision = revision;
-        }
-        if policies_changed {
-            world.policies = Arc::new(self.policies.clone());
         }
         if let Some(node) = announcer {
             world.announced.insert(node.to_owned(), self.facts.announced_by(node));
@@ -217,7 +213,7 @@ impl Engine {
         } else {
             self.source.unknown.clone()
         });
-        world.sizes = self.sizes();
+        world.sizes = self.sizes(&world);
         self.metrics.compiled(begin.elapsed());
         if world.revision != old.revision {
             tracing::info!(
@@ -232,72 +228,31 @@ impl Engine {
         self.worlds.send_replace(Arc::new(world));
     }
 
-    /// Notes the versions of policies; true when one is new, changed or gone.
-    fn take_policies(&mut self, events: &[Event], revision: u64, seen: Instant) -> bool {
+    /// What policies refer to is a part of them: they are enforced where its newest version is.
+    fn refer(&self, world: &mut World, events: &[Event], revision: u64, seen: Instant) -> bool {
         let mut changed = false;
         for event in events {
-            match event {
-                Event::Upsert(Object::Policy(policy)) => changed |= self.take_policy(policy, revision, seen),
-                Event::Delete(ObjectKey::Policy(key)) => changed |= self.policies.remove(key).is_some(),
-                Event::Resync(objects) => {
-                    let policies = objects.iter().filter_map(|object| match object {
-                        Object::Policy(policy) => Some((&policy.key, policy)),
-                        _ => None,
-                    });
-                    let policies: BTreeMap<_, _> = policies.collect();
-                    let before = self.policies.len();
-                    self.policies.retain(|key, _| policies.contains_key(key));
-                    changed |= self.policies.len() != before;
-                    for policy in policies.into_values() {
-                        changed |= self.take_policy(policy, revision, seen);
-                    }
+            let key = match event {
+                Event::Upsert(object) => object.key(),
+                Event::Delete(key) => key.clone(),
+                Event::Resync(_) => continue,
+            };
+            let reference = match key {
+                ObjectKey::AddressGroup(name) => Reference::AddressGroup(name),
+                ObjectKey::Service(key) => Reference::Service(key),
+                _ => continue,
+            };
+            for user in self.compiler.users(&reference) {
+                if let Some(entry) = world.policies.get(user).cloned() {
+                    world.set_policy(user, Some(PolicyEntry { revision, seen, ..entry }));
+                    changed = true;
                 }
-                Event::Upsert(object) => changed |= self.refer(&object.key(), revision, seen),
-                Event::Delete(key) => changed |= self.refer(key, revision, seen),
             }
         }
         changed
     }
 
-    /// What policies refer to is a part of them: they are enforced where its newest version is.
-    fn refer(&mut self, key: &ObjectKey, revision: u64, seen: Instant) -> bool {
-        let reference = match key {
-            ObjectKey::AddressGroup(name) => Reference::AddressGroup(name.clone()),
-            ObjectKey::Service(key) => Reference::Service(key.clone()),
-            _ => return false,
-        };
-        let mut changed = false;
-        for user in self.compiler.users(&reference) {
-            if let Some(entry) = self.policies.get_mut(user) {
-                (entry.revision, entry.seen) = (revision, seen);
-                changed = true;
-            }
-        }
-        changed
-    }
-
-    fn take_policy(&mut self, policy: &Policy, revision: u64, seen: Instant) -> bool {
-        let spec_digest = spec_digest(policy);
-        let generation = policy.generation;
-        let same =
-            |old: &PolicyEntry| old.spec_digest == spec_digest && old.generation == generation && old.uid == policy.uid;
-        if self.policies.get(&policy.key).is_some_and(same) {
-            return false;
-        }
-        self.policies.insert(
-            policy.key.clone(),
-            PolicyEntry {
-                uid: policy.uid.clone(),
-                generation,
-                spec_digest,
-                revision,
-                seen,
-            },
-        );
-        true
-    }
-
-    fn sizes(&self) -> v1::IndexSizes {
+    fn sizes(&self, world: &World) -> v1::IndexSizes {
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         let State {
             identities,
@@ -307,7 +262,7 @@ impl Engine {
             endpoints,
         } = self.compiler.state();
         let mut sizes = v1::IndexSizes {
-            policies: count(self.policies.len()),
+            policies: count(world.policies.len()),
             identities: count(identities.len()),
             bindings: count(bindings.len()),
             networks: count(networks.len()),
@@ -328,6 +283,59 @@ fn first_revision(now: SystemTime) -> u64 {
         .duration_since(SystemTime::UNIX_EPOCH + YEAR_2026)
         .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX / 2).max(1)
+}
+
+/// Notes the versions of policies; true when one is new, changed or gone.
+fn take_policies(world: &mut World, events: &[Event], revision: u64, seen: Instant) -> bool {
+    let mut changed = false;
+    for event in events {
+        match event {
+            Event::Upsert(Object::Policy(policy)) => changed |= take_policy(world, policy, revision, seen),
+            Event::Delete(ObjectKey::Policy(key)) => changed |= drop_policy(world, key),
+            Event::Resync(objects) => {
+                let policies = objects.iter().filter_map(|object| match object {
+                    Object::Policy(policy) => Some((&policy.key, policy)),
+                    _ => None,
+                });
+                let policies: BTreeMap<_, _> = policies.collect();
+                let gone = world.policies.keys().filter(|key| !policies.contains_key(key));
+                let gone: Vec<PolicyKey> = gone.cloned().collect();
+                for key in gone {
+                    changed |= drop_policy(world, &key);
+                }
+                for policy in policies.into_values() {
+                    changed |= take_policy(world, policy, revision, seen);
+                }
+            }
+            Event::Upsert(_) | Event::Delete(_) => {}
+        }
+    }
+    changed
+}
+
+fn drop_policy(world: &mut World, key: &PolicyKey) -> bool {
+    let known = world.policies.contains_key(key);
+    world.set_policy(key, None);
+    known
+}
+
+fn take_policy(world: &mut World, policy: &Policy, revision: u64, seen: Instant) -> bool {
+    let spec_digest = spec_digest(policy);
+    let generation = policy.generation;
+    let same =
+        |old: &PolicyEntry| old.spec_digest == spec_digest && old.generation == generation && old.uid == policy.uid;
+    if world.policies.get(&policy.key).is_some_and(same) {
+        return false;
+    }
+    let entry = PolicyEntry {
+        uid: policy.uid.clone(),
+        generation,
+        spec_digest,
+        revision,
+        seen,
+    };
+    world.set_policy(&policy.key, Some(entry));
+    true
 }
 
 /// Names a version of a policy. The debug form has every field in a fixed order, and versions live no longer than the process.

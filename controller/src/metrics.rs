@@ -58,6 +58,9 @@ struct Inner {
     rejections: Counter,
     status_writes: Counter,
     status_errors: Counter,
+    updates: Counter,
+    update_resources: Counter,
+    update_bytes: Counter,
     compile: Option<Histogram>,
     propagation: Option<Histogram>,
     needs: Mutex<Needs>,
@@ -130,6 +133,13 @@ impl Inner {
             "Conditions and Events that could not be written",
             self.status_errors.clone(),
         );
+        registry.register("updates", "Revisions sent to nodes", self.updates.clone());
+        registry.register(
+            "update_resources",
+            "Resources and removals in them",
+            self.update_resources.clone(),
+        );
+        registry.register("update_bytes", "Bytes of them", self.update_bytes.clone());
         for (name, help, histogram) in [
             ("compile_seconds", "Time to compile one batch", &self.compile),
             (
@@ -155,6 +165,14 @@ impl Metrics {
     /// Announced endpoints were not believed.
     pub(crate) fn rejected(&self, endpoints: usize) {
         self.0.rejections.inc_by(u64::try_from(endpoints).unwrap_or(u64::MAX));
+    }
+
+    /// A revision goes to a node.
+    pub(crate) fn sent(&self, resources: usize, bytes: usize) {
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        self.0.updates.inc();
+        self.0.update_resources.inc_by(count(resources));
+        self.0.update_bytes.inc_by(count(bytes));
     }
 
     /// A batch was compiled.

@@ -38,14 +38,14 @@ impl Part {
     pub(crate) fn since(&self, old: Option<&Self>, world: &World) -> Delta {
         let nothing = State::default();
         let (mut delta, local) = match old {
-            None => (Delta::between(&nothing, &self.shared), &nothing),
-            Some(old) => (world.shared_since(&old.shared), &*old.local.state),
+            None => (
+                Delta::between(&nothing, &self.shared),
+                Delta::between(&nothing, &self.local.state),
+            ),
+            Some(old) => (world.shared_since(&old.shared), self.local.since(&old.local.state)),
         };
-        if old.is_none_or(|old| !Arc::ptr_eq(&old.local.state, &self.local.state)) {
-            let local = Delta::between(local, &self.local.state);
-            delta.upserts.extend(local.upserts);
-            delta.removes.extend(local.removes);
-        }
+        delta.upserts.extend(local.upserts);
+        delta.removes.extend(local.removes);
         delta
     }
 

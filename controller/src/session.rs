@@ -8,7 +8,7 @@ use std::{
 
 use bulkhead_proto::{
     convert::digest_from_bytes,
-    update::{PolicyVersion, Revision, encode},
+    update::{PolicyVersion, Revision, bytes, encode},
     v1::{self, controller_message, node_message},
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -178,6 +178,8 @@ impl Session {
                     record.snapshots += u64::from(revision.snapshot);
                     record.remember(&part);
                 });
+                let resources = revision.delta.upserts.len() + revision.delta.removes.len();
+                self.metrics.sent(resources, bytes(&updates));
                 for update in updates {
                     self.queue(controller_message::Message::Update(update));
                 }
@@ -217,11 +219,12 @@ impl Session {
     /// Policies of the node that are newer than what it holds; all of them in a snapshot.
     fn policies(&self, world: &World, part: &Part) -> Vec<PolicyVersion> {
         let held = if self.base.is_some() { self.held() } else { 0 };
+        let mut news = world.policies_since(held).peekable();
+        if news.peek().is_none() {
+            return Vec::new();
+        }
         let selecting: std::collections::BTreeSet<&str> = part.policies().collect();
-        let news = world
-            .policies
-            .iter()
-            .filter(|(key, entry)| entry.revision > held && selecting.contains(key.to_string().as_str()));
+        let news = news.filter(|(key, _)| selecting.contains(key.to_string().as_str()));
         news.map(|(key, entry)| PolicyVersion {
             policy: key.clone(),
             generation: entry.generation,

@@ -22,9 +22,10 @@ use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::{
     clock, commands, cri,
-    endpoints::LinkChanges,
+    endpoints::{LinkChanges, Netlink},
     flows::{self, history},
     gate::{Admissions, Gate},
+    ground::Machine,
     health::{self, Health},
     kernel::{Fuse, Kernel},
     metrics::Metrics,
@@ -116,7 +117,16 @@ impl Parts {
         let ring = kernel.events()?;
         let writer = kernel.writer(Fuse::new(options.fail_after_writes, options.refuse_writes.clone()))?;
         let store = Store::open(&options.state_dir, &node)?;
-        let state = Sync::start(&node, kernel, writer, store, shared)?;
+        let state = {
+            let devices = Netlink::open().context("asking the kernel about devices")?;
+            Sync::start(
+                &node,
+                Box::new(Machine { kernel, writer }),
+                Box::new(devices),
+                store,
+                shared,
+            )?
+        };
 
         let (sync, inputs) = sync_channel(QUEUE);
         let syncing = spawn("sync", move || state.run(&inputs))?;

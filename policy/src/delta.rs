@@ -48,23 +48,25 @@ impl Delta {
     pub fn between(old: &State, new: &State) -> Self {
         let mut delta = Self::default();
         let Self { upserts, removes } = &mut delta;
-        compare(&old.identities, &new.identities, |name, value| match value {
+        old.identities.compare(&new.identities, |name, value| match value {
             Some(identity) => upserts.push(Resource::Identity(*name, Arc::clone(identity))),
             None => removes.push(ResourceName::Identity(*name)),
         });
-        compare(&old.bindings, &new.bindings, |(zone, address), value| match value {
-            Some(binding) => upserts.push(Resource::Binding(*zone, *address, binding.clone())),
-            None => removes.push(ResourceName::Binding(*zone, *address)),
-        });
-        compare(&old.networks, &new.networks, |(zone, prefix), value| match value {
-            Some(network) => upserts.push(Resource::Network(*zone, *prefix, network.clone())),
-            None => removes.push(ResourceName::Network(*zone, *prefix)),
-        });
-        compare(&old.rulesets, &new.rulesets, |name, value| match value {
+        old.bindings
+            .compare(&new.bindings, |(zone, address), value| match value {
+                Some(binding) => upserts.push(Resource::Binding(*zone, *address, binding.clone())),
+                None => removes.push(ResourceName::Binding(*zone, *address)),
+            });
+        old.networks
+            .compare(&new.networks, |(zone, prefix), value| match value {
+                Some(network) => upserts.push(Resource::Network(*zone, *prefix, network.clone())),
+                None => removes.push(ResourceName::Network(*zone, *prefix)),
+            });
+        old.rulesets.compare(&new.rulesets, |name, value| match value {
             Some(ruleset) => ruleset_changes(*name, old.rulesets.get(name), ruleset, upserts, removes),
             None => removes.push(ResourceName::Ruleset(*name)),
         });
-        compare(&old.endpoints, &new.endpoints, |name, value| match value {
+        old.endpoints.compare(&new.endpoints, |name, value| match value {
             Some(endpoint) => upserts.push(Resource::Endpoint(name.clone(), endpoint.clone())),
             None => removes.push(ResourceName::Endpoint(name.clone())),
         });
@@ -131,16 +133,19 @@ impl State {
             Resource::Binding(zone, address, binding) => drop(self.bindings.insert((zone, address), binding)),
             Resource::Network(zone, prefix, network) => drop(self.networks.insert((zone, prefix), network)),
             Resource::Ruleset(name, direction, policies) => {
-                let ruleset = self.rulesets.entry(name).or_insert_with(|| {
-                    Arc::new(Ruleset {
+                if let Some(ruleset) = self.rulesets.get_mut(&name) {
+                    let ruleset = Arc::make_mut(ruleset);
+                    ruleset.direction = direction;
+                    ruleset.policies = policies;
+                } else {
+                    let entries = BTreeMap::new();
+                    let ruleset = Ruleset {
                         direction,
-                        policies: Vec::new(),
-                        entries: BTreeMap::new(),
-                    })
-                });
-                let ruleset = Arc::make_mut(ruleset);
-                ruleset.direction = direction;
-                ruleset.policies = policies;
+                        policies,
+                        entries,
+                    };
+                    self.rulesets.insert(name, Arc::new(ruleset));
+                }
             }
             Resource::RulesetEntry(name, peer, ports) => {
                 let missing = || DeltaError::EntryWithoutRuleset {
@@ -179,6 +184,7 @@ mod tests {
     use crate::{
         model::{Builtin, Direction, RuleName},
         state::{Alternative, Decision, Identity, PeerId, PortSet, Range},
+        table::Table,
     };
 
     fn ports(decision: Decision) -> Arc<PortSet> {
@@ -211,7 +217,7 @@ mod tests {
             entries,
         };
         State {
-            rulesets: BTreeMap::from([(name, Arc::new(ruleset))]),
+            rulesets: Table::from([(name, Arc::new(ruleset))]),
             ..State::default()
         }
     }

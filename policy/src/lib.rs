@@ -36,5 +36,6 @@ pub mod selector;
 mod slab;
 pub mod state;
 pub mod state_lookup;
+pub mod table;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -7,6 +7,7 @@ use crate::{
     index::Place,
     model::{WorkloadKey, Zone},
     state::{Binding, Delta, Endpoint, Identity, Network, PeerId, PortSet, Resource, ResourceName, Ruleset, State},
+    table::Table,
 };
 
 /// A state that remembers what it was when the step began, as far as it was written to.
@@ -59,7 +60,11 @@ impl Recorder {
         }
         self.remember(ResourceName::RulesetEntry(ruleset, peer));
         if let Some(ruleset) = self.state.rulesets.get_mut(&ruleset) {
-            set(&mut Arc::make_mut(ruleset).entries, peer, value);
+            let entries = &mut Arc::make_mut(ruleset).entries;
+            match value {
+                Some(value) => drop(entries.insert(peer, value)),
+                None => drop(entries.remove(&peer)),
+            }
         }
     }
 
@@ -131,7 +136,7 @@ impl Recorder {
     }
 }
 
-fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+fn set<K: Ord + Clone, V: Clone>(map: &mut Table<K, V>, key: K, value: Option<V>) {
     match value {
         Some(value) => drop(map.insert(key, value)),
         None => drop(map.remove(&key)),

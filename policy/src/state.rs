@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     digest::Digest,
     model::{Attachment, Direction, Guard, RuleName, WorkloadKey, Zone},
+    table::Table,
 };
 
 /// Who the other end is, as rulesets ask it.
@@ -151,22 +152,22 @@ pub struct Endpoint {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct State {
     /// Identities by name.
-    pub identities: BTreeMap<Digest, Arc<Identity>>,
+    pub identities: Table<Digest, Arc<Identity>>,
     /// Who an address is.
-    pub bindings: BTreeMap<(Zone, IpAddr), Binding>,
+    pub bindings: Table<(Zone, IpAddr), Binding>,
     /// Who an address without a binding is: longest match.
-    pub networks: BTreeMap<(Zone, IpNetwork), Network>,
+    pub networks: Table<(Zone, IpNetwork), Network>,
     /// Rulesets by name.
-    pub rulesets: BTreeMap<Digest, Arc<Ruleset>>,
+    pub rulesets: Table<Digest, Arc<Ruleset>>,
     /// Endpoints.
-    pub endpoints: BTreeMap<WorkloadKey, Endpoint>,
+    pub endpoints: Table<WorkloadKey, Endpoint>,
 }
 
 impl State {
     /// The part a node has to know: all identities, bindings and networks, its own endpoints and their rulesets.
     #[must_use]
     pub fn for_node(&self, node: &str) -> Self {
-        let endpoints: BTreeMap<_, _> = self
+        let endpoints: Table<_, _> = self
             .endpoints
             .iter()
             .filter(|(_, endpoint)| endpoint.node.as_deref() == Some(node))

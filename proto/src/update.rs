@@ -99,6 +99,11 @@ pub enum UpdateError {
     },
 }
 
+/// Bytes that the chunks of a revision have on the wire, framing not included.
+pub fn bytes(updates: &[v1::Update]) -> usize {
+    updates.iter().map(prost::Message::encoded_len).sum()
+}
+
 /// The chunk that is being filled.
 #[derive(Default)]
 struct Chunk {

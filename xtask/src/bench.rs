@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: builds the benchmark and runs it.
+//! `cargo xtask bench`: builds a benchmark and runs it.
 
 use std::{
     io,
@@ -13,23 +13,97 @@ use crate::{
     setup,
 };
 
+/// A benchmark: what it is called, its program, how that is built.
+struct Benchmark {
+    name: &'static str,
+    program: &'static str,
+    profile: &'static str,
+    /// Loads kernel programs.
+    root: bool,
+    /// Options with a value that go to the program as they are.
+    options: &'static [&'static str],
+}
+
+const BENCHMARKS: [Benchmark; 3] = [
+    // Not optimised: what is measured are the kernel programs, which always are, and the kernel holds the watch.
+    Benchmark {
+        name: "verdict",
+        program: "bench-verdict",
+        profile: "dev",
+        root: true,
+        options: &[],
+    },
+    Benchmark {
+        name: "propagation",
+        program: "bench-propagation",
+        profile: "bench",
+        root: false,
+        options: &["--nodes", "--agents", "--pods", "--policies", "--changes"],
+    },
+    // The same program, larger, without changes.
+    Benchmark {
+        name: "memory",
+        program: "bench-propagation",
+        profile: "bench",
+        root: false,
+        options: &["--nodes", "--agents", "--pods", "--policies", "--changes"],
+    },
+];
+
+/// What `memory` is unless the command line says otherwise.
+const MEMORY: [(&str, &str); 5] = [
+    ("--nodes", "1000"),
+    ("--agents", "1"),
+    ("--pods", "50000"),
+    ("--policies", "5000"),
+    ("--changes", "0"),
+];
+
 pub(crate) fn bench(arguments: &mut Arguments) -> Result<ExitCode> {
     let json = arguments.flag("--json");
+    let mut given = Vec::new();
+    for option in BENCHMARKS.iter().flat_map(|benchmark| benchmark.options) {
+        if let Some(value) = arguments.value(option)? {
+            given.push(((*option).to_owned(), value));
+        }
+    }
     let name = arguments.positional().unwrap_or_else(|| "verdict".to_owned());
     arguments.done()?;
-    if name != "verdict" {
-        bail!("there is no benchmark {name}; there is: verdict");
+    let Some(benchmark) = BENCHMARKS.iter().find(|benchmark| benchmark.name == name) else {
+        let names: Vec<&str> = BENCHMARKS.iter().map(|benchmark| benchmark.name).collect();
+        bail!("there is no benchmark {name}; there are: {}", names.join(", "));
+    };
+    if let Some((option, _)) = given
+        .iter()
+        .find(|(option, _)| !benchmark.options.contains(&option.as_str()))
+    {
+        bail!("benchmark {name} has no option {option}");
     }
-    if !run::is_root() {
-        let reason = "bench verdict: not root, and loading kernel programs needs CAP_BPF";
+    if name == "memory" {
+        let missing = MEMORY
+            .iter()
+            .filter(|(option, _)| !given.iter().any(|(it, _)| it == option));
+        let missing: Vec<_> = missing
+            .map(|(it, value)| ((*it).to_owned(), (*value).to_owned()))
+            .collect();
+        given.extend(missing);
+    }
+    if benchmark.root && !run::is_root() {
+        let reason = format!("bench {name}: not root, and loading kernel programs needs CAP_BPF");
         eprintln!("{} {reason}", paint(run::YELLOW, "SKIPPED"));
         // Nothing was measured, which is no success.
         return Ok(ExitCode::FAILURE);
     }
-    // Not optimised: what is measured are the kernel programs, which always are, and the kernel holds the watch.
-    let package = ["--package", "bulkhead-benches"];
+    let target = [
+        "--package",
+        "bulkhead-benches",
+        "--bin",
+        benchmark.program,
+        "--profile",
+        benchmark.profile,
+    ];
     let mut build = run::cargo(&["build"]);
-    build.args(package);
+    build.args(target);
     if json {
         // Standard output is for the measurements alone.
         succeeds(Command::new(std::env::current_exe().context("finding xtask")?).arg("setup"))?;
@@ -39,7 +113,8 @@ pub(crate) fn bench(arguments: &mut Arguments) -> Result<ExitCode> {
         step("build the benchmark", &mut build)?;
     }
     let mut command = run::cargo(&["run", "--quiet"]);
-    command.args(package).args(["--bin", "bench-verdict", "--"]);
+    command.args(target).arg("--");
+    command.args(given.iter().flat_map(|(option, value)| [option, value]));
     if json {
         command.arg("--json");
     }

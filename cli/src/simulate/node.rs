@@ -10,6 +10,7 @@ use bulkhead_policy::{
     model::WorkloadKey,
     plan::{Limits, LocalEndpoint, LocalEndpoints, MapWriter as _, Names, PlanError, Planner},
     state::State,
+    table::Table,
 };
 use bulkhead_verdict::{
     host::{MemMaps, Probe},
@@ -152,7 +153,7 @@ fn node(state: &State, pods: &[&WorkloadKey], limits: Limits) -> Result<Node, Pl
         };
         local.insert((*pod).clone(), endpoint);
     }
-    let endpoints: BTreeMap<_, _> = state
+    let endpoints: Table<_, _> = state
         .endpoints
         .iter()
         .filter(|(key, _)| local.contains_key(*key))

@@ -1,5 +1,6 @@
 //! Local pods and their devices: which are wanted, which are found, and what stands in the way of the others.
 
+mod devices;
 mod find;
 mod netlink;
 mod pods;
@@ -20,11 +21,11 @@ use bulkhead_policy::{
 };
 
 pub(crate) use self::{
-    find::Device,
-    netlink::LinkChanges,
+    devices::Devices,
+    find::{Device, FindError},
+    netlink::{Link, LinkChanges, Netlink},
     pods::{Place, Pod, Pods},
 };
-use self::{find::FindError, netlink::Netlink};
 
 /// First pause after a failure; it doubles up to [`RETRY_MAX`].
 const RETRY_FIRST: Duration = Duration::from_millis(50);
@@ -70,7 +71,7 @@ struct Entry {
 
 /// The endpoints of this node. One that cannot be found holds up none of the others.
 pub(crate) struct Endpoints {
-    here: Netlink,
+    here: Box<dyn Devices>,
     /// Who is here, wanted or not.
     pods: Pods,
     entries: BTreeMap<WorkloadKey, Entry>,
@@ -84,10 +85,9 @@ pub(crate) struct Endpoints {
 }
 
 impl Endpoints {
-    /// None yet; asks the namespace of the calling thread.
-    pub(crate) fn new(pods: Pods) -> io::Result<Self> {
-        let here = Netlink::open()?;
-        Ok(Self {
+    /// None yet.
+    pub(crate) fn new(pods: Pods, here: Box<dyn Devices>) -> Self {
+        Self {
             here,
             pods,
             entries: BTreeMap::new(),
@@ -95,7 +95,7 @@ impl Endpoints {
             released: Vec::new(),
             reread: Instant::now(),
             own: BTreeSet::new(),
-        })
+        }
     }
 
     /// Takes over what a state wants; looks for the devices of those that are new or changed.
@@ -191,7 +191,7 @@ impl Endpoints {
         let Some(entry) = self.entries.get_mut(key) else {
             return false;
         };
-        let why = match find_entry(&mut self.here, &self.pods, key, entry) {
+        let why = match find_entry(&mut *self.here, &self.pods, key, entry) {
             Ok((device, sandbox)) => match self.owners.get(&device.ifindex) {
                 Some(owner) if owner != key => format!("device {}: is {owner}'s already", device.name),
                 _ => {
@@ -350,7 +350,7 @@ impl Endpoints {
             if !matches!(entry.found, Found::Device(_)) {
                 continue;
             }
-            let now = find_entry(&mut self.here, &self.pods, key, entry);
+            let now = find_entry(&mut *self.here, &self.pods, key, entry);
             let Found::Device(device) = &mut entry.found else {
                 continue;
             };
@@ -448,13 +448,13 @@ impl Endpoints {
 
 /// Finds the device of an endpoint: by annotation, else through the pod of that name and uid on this node.
 fn find_entry(
-    here: &mut Netlink,
+    here: &mut dyn Devices,
     pods: &Pods,
     key: &WorkloadKey,
     entry: &Entry,
 ) -> Result<(Device, Option<String>), FindError> {
     if entry.wanted.attachment != Attachment::default() {
-        return Ok((find::find(here, &entry.wanted.attachment)?, None));
+        return Ok((here.by_attachment(&entry.wanted.attachment)?, None));
     }
     let pod = pods.get(key).ok_or(FindError::NotHere)?;
     if pod.uid.is_empty() || pod.uid != entry.wanted.uid {
@@ -471,7 +471,7 @@ fn find_entry(
             wanted: list(&entry.addresses),
         });
     }
-    let device = find::by_namespace(here, &pod.place.netns, &pod.place.interface)?;
+    let device = here.by_namespace(&pod.place.netns, &pod.place.interface)?;
     Ok((device, Some(pod.sandbox.clone())))
 }
 

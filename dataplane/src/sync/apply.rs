@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bulkhead_policy::{
     model::WorkloadKey,
-    plan::{MapOp, MapWriter, PlanError},
+    plan::{MapOp, PlanError},
     state::{Delta, State},
 };
 use bulkhead_proto::{state_digest::StateDigest, update::Revision};
@@ -143,7 +143,7 @@ impl Sync {
         let mut failures = 0;
         loop {
             self.shared.names.learn(&ops, clock::boot());
-            let result = self.writer.apply(&ops);
+            let result = self.ground.apply(&ops);
             let Err(error) = result else {
                 self.shared
                     .metrics
@@ -174,7 +174,7 @@ impl Sync {
 
     /// A planner that knows what the kernel holds; gives the state the old one wanted.
     fn adopt_again(&mut self) -> Result<State, KernelError> {
-        let (planner, mirror) = adopt(&self.node, &self.kernel, &self.shared.names)?;
+        let (planner, mirror) = adopt(&self.node, &*self.ground, &self.shared.names)?;
         self.mirror = mirror;
         Ok(std::mem::replace(&mut self.planner, planner).state().clone())
     }
@@ -186,7 +186,7 @@ impl Sync {
                 ifindex,
                 "programs taken off a device that its pod was pointed away from"
             );
-            self.kernel.detach(ifindex)?;
+            self.ground.detach(ifindex)?;
             self.attached.remove(&ifindex);
         }
         if self.bypass.is_some() {
@@ -201,7 +201,7 @@ impl Sync {
         let mut failed = false;
         for (key, ifindex, name) in missing {
             self.shared.devices.learn(ifindex, &name);
-            match self.kernel.attach(ifindex) {
+            match self.ground.attach(ifindex) {
                 Ok(()) => {
                     self.attached.insert(ifindex);
                     self.holding.adopted += u64::from(self.endpoints.pods().ran_unjudged(&key));

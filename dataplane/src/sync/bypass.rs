@@ -61,7 +61,7 @@ impl Sync {
         self.holding.bypass = Some((until, reason));
         let mut devices = 0;
         for ifindex in self.attached.clone() {
-            self.kernel.detach(ifindex)?;
+            self.ground.detach(ifindex)?;
             self.attached.remove(&ifindex);
             devices += 1;
         }

@@ -40,8 +40,9 @@ use tokio::sync::{oneshot, watch};
 use self::{bypass::Bypass, mirror::Mirror, pods::Waiter};
 pub(crate) use self::{bypass::BypassError, pods::TOO_MANY};
 use crate::{
-    endpoints::{Endpoints, Pod, Pods},
-    kernel::{Kernel, KernelError, Writer},
+    endpoints::{Devices, Endpoints, Pod, Pods},
+    ground::Ground,
+    kernel::KernelError,
     metrics::Metrics,
     names::{DeviceNames, Names},
     store::{Store, Stored},
@@ -138,8 +139,7 @@ pub(crate) struct Shared {
 /// The thread's state.
 pub(crate) struct Sync {
     node: String,
-    kernel: Kernel,
-    writer: Writer,
+    ground: Box<dyn Ground>,
     planner: Planner,
     endpoints: Endpoints,
     store: Store,
@@ -167,34 +167,33 @@ impl Sync {
     /// state on disk, which is never older than the kernel's, is made true.
     pub(crate) fn start(
         node: &str,
-        kernel: Kernel,
-        mut writer: Writer,
+        mut ground: Box<dyn Ground>,
+        devices: Box<dyn Devices>,
         store: Store,
         shared: Shared,
     ) -> Result<Self, SyncError> {
-        if kernel.found_pins() {
-            writer.raise_epoch()?;
+        if ground.found() {
+            ground.raise_epoch()?;
         }
-        let attached: BTreeSet<u32> = kernel.attached()?.into_iter().collect();
+        let attached: BTreeSet<u32> = ground.attached()?.into_iter().collect();
         for ifindex in &attached {
-            if let Err(error) = kernel.attach(*ifindex) {
+            if let Err(error) = ground.attach(*ifindex) {
                 tracing::warn!("keeping the former programs on a device: {}", crate::chain(&error));
             }
         }
-        let (planner, mirror) = adopt(node, &kernel, &shared.names)?;
+        let (planner, mirror) = adopt(node, &*ground, &shared.names)?;
         let pods = Pods::load(&store.pods_path()).unwrap_or_else(|error| {
             tracing::warn!("{}: {error}; it is ignored", store.pods_path().display());
             Pods::default()
         });
-        let endpoints = Endpoints::new(pods)?;
+        let endpoints = Endpoints::new(pods, devices);
         let holding = Holding {
             ever: store.exists() || !attached.is_empty(),
             ..Holding::default()
         };
         let mut sync = Self {
             node: node.to_owned(),
-            kernel,
-            writer,
+            ground,
             planner,
             endpoints,
             store,
@@ -298,7 +297,7 @@ impl Sync {
     fn refresh(&mut self, links_changed: bool, now: Instant) -> Result<(), SyncError> {
         let changed = self.endpoints.refresh(links_changed, now)?;
         if links_changed {
-            self.attached = self.kernel.attached()?.into_iter().collect();
+            self.attached = self.ground.attached()?.into_iter().collect();
         }
         if changed { self.replan() } else { Ok(()) }
     }
@@ -317,8 +316,8 @@ impl Sync {
 }
 
 /// A planner for what the kernel holds.
-fn adopt(node: &str, kernel: &Kernel, names: &Names) -> Result<(Planner, Mirror), KernelError> {
-    let dump = kernel.dump()?;
+fn adopt(node: &str, ground: &dyn Ground, names: &Names) -> Result<(Planner, Mirror), KernelError> {
+    let dump = ground.dump()?;
     names.adopt(&dump);
     let (planner, problems) = Planner::adopt(node, Limits::default(), &dump);
     for problem in problems {

@@ -167,7 +167,7 @@ fn an_update_that_leads_elsewhere_is_refused_and_what_was_in_force_stays() {
     world.enforce(&world.state(&[allow(&["client"], "web")]));
     // An endpoint without its ruleset: what a controller with a bug could send.
     let mut broken = world.state(&[]);
-    broken.rulesets.clear();
+    broken.rulesets = bulkhead_policy::table::Table::default();
     let revision = world.controller.want(&broken);
     let ack = world.controller.ack(revision, "an error", |ack| !ack.error.is_empty());
     assert!(ack.error.contains("ruleset"), "{}", ack.error);

@@ -13,6 +13,7 @@ use bulkhead_policy::{
         AddressKind, Alternative, Binding, Decision, Delta, Endpoint, Identity, PeerId, PortSet, Range, Resource,
         ResourceName, Ruleset, State,
     },
+    table::Table,
 };
 use bulkhead_verdict::layout::{EndpointWord, InternKey, RuleKey, intern_kind};
 
@@ -145,7 +146,7 @@ fn node() -> (State, LocalEndpoints) {
         bindings: (0..PODS)
             .map(|number| ((ZONE, address(number)), binding(number, number % IDENTITIES)))
             .collect(),
-        networks: BTreeMap::new(),
+        networks: Table::default(),
         rulesets: (0..RULESETS)
             .map(|number| (digest("ruleset", number), ruleset(number)))
             .collect(),
@@ -301,12 +302,17 @@ fn a_policy_change_flips_its_endpoints_and_no_other() {
     let mut new = state.clone();
     new.rulesets.remove(&digest("ruleset", 1));
     new.rulesets.insert(digest("changed", 1), Arc::new(changed));
-    for endpoint in new
-        .endpoints
-        .values_mut()
-        .filter(|endpoint| endpoint.ingress == digest("ruleset", 1))
-    {
-        endpoint.ingress = digest("changed", 1);
+    for (key, endpoint) in &state.endpoints {
+        if endpoint.ingress == digest("ruleset", 1) {
+            let ingress = digest("changed", 1);
+            new.endpoints.insert(
+                key.clone(),
+                Endpoint {
+                    ingress,
+                    ..endpoint.clone()
+                },
+            );
+        }
     }
     let ops = planner.plan_delta(&Delta::between(&state, &new), &local).unwrap();
     let expected =

@@ -1,0 +1,142 @@
+//! One change after the other: from the request to the API server until the last node that needs it has acknowledged.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Result, bail};
+use bulkhead_dataplane::simulated::Simulated;
+
+use crate::{
+    api::Api,
+    objects::{Change, Size},
+    process::{Controller, cpu},
+};
+
+/// Nothing has happened anywhere for so long: the change has arrived.
+const QUIET: Duration = Duration::from_millis(250);
+/// Longest time one change may take.
+const LIMIT: Duration = Duration::from_mins(2);
+/// Between two looks at the agents.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Everything that runs.
+pub(crate) struct Bed {
+    pub(crate) api: Api,
+    pub(crate) controller: Controller,
+    pub(crate) agents: Vec<Simulated>,
+    pub(crate) size: Size,
+}
+
+/// What one kind of change costs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    /// From the request to the last acknowledgement, of each change.
+    pub(crate) latencies: Vec<Duration>,
+    /// The part of it until the API server had answered.
+    pub(crate) written: Vec<Duration>,
+    /// Acknowledging nodes, summed over the changes.
+    pub(crate) nodes: usize,
+    pub(crate) controller: Duration,
+    pub(crate) agents: Duration,
+    pub(crate) api: Duration,
+    pub(crate) resources: f64,
+    pub(crate) bytes: f64,
+    pub(crate) map_writes: u64,
+}
+
+impl Bed {
+    fn revisions(&self) -> Vec<u64> {
+        self.agents.iter().map(Simulated::revision).collect()
+    }
+
+    fn map_writes(&self) -> u64 {
+        self.agents.iter().map(Simulated::map_writes).sum()
+    }
+
+    /// Waits until no agent has moved for a while and none lags behind. `moved` = at least one has to move first.
+    pub(crate) async fn settle(&mut self, before: &[u64], moved: bool) -> Result<()> {
+        let begin = Instant::now();
+        let (mut last, mut since) = (self.revisions(), Instant::now());
+        let mut waits = moved;
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let now = self.revisions();
+            waits &= now == before;
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+            if begin.elapsed() > LIMIT {
+                bail!("the change has not arrived within {} s", LIMIT.as_secs());
+            }
+            if waits || since.elapsed() < QUIET {
+                continue;
+            }
+            let status = self.controller.status().await?;
+            let lags = |node: &&bulkhead_proto::v1::NodeStatus| node.revision_held < node.revision_wanted;
+            if status.nodes.len() >= self.agents.len() && !status.nodes.iter().any(|node| lags(&node)) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Makes `rounds` changes of one kind.
+    pub(crate) async fn measure(&mut self, change: Change, rounds: usize) -> Result<Row> {
+        let mut row = Row {
+            name: change.name(),
+            ..Row::default()
+        };
+        let counters = ["update_resources_total", "update_bytes_total"];
+        for round in 0..rounds {
+            if let Some(write) = change.before(self.size, round) {
+                let before = self.revisions();
+                self.api.write(&write).await?;
+                self.settle(&before, true).await?;
+            }
+            let sent = self.counters(counters).await?;
+            let (revisions, map_writes) = (self.revisions(), self.map_writes());
+            let own = std::process::id();
+            let cpus = [cpu(self.controller.pid())?, cpu(own)?, cpu(self.api.pid()?)?];
+            let (began, clock) = (SystemTime::now(), Instant::now());
+            self.api.write(&change.write(self.size, round)).await?;
+            row.written.push(clock.elapsed());
+            self.settle(&revisions, true).await?;
+            row.controller += cpu(self.controller.pid())?.saturating_sub(cpus[0]);
+            row.agents += cpu(own)?.saturating_sub(cpus[1]);
+            row.api += cpu(self.api.pid()?)?.saturating_sub(cpus[2]);
+            row.map_writes += self.map_writes() - map_writes;
+            let now = self.counters(counters).await?;
+            row.resources += now[0] - sent[0];
+            row.bytes += now[1] - sent[1];
+            let status = self.controller.status().await?;
+            let acks = status.nodes.iter().filter_map(|node| {
+                let at = SystemTime::try_from(node.last_ack?).ok()?;
+                at.duration_since(began).ok()
+            });
+            let acks: Vec<Duration> = acks.collect();
+            row.nodes += acks.len();
+            row.latencies.extend(acks.iter().max());
+        }
+        Ok(row)
+    }
+
+    async fn counters(&self, names: [&str; 2]) -> Result<[f64; 2]> {
+        let value = async |name: &str| self.controller.counter(&format!("bulkhead_controller_{name}")).await;
+        Ok([value(names[0]).await?, value(names[1]).await?])
+    }
+}
+
+impl Row {
+    /// Largest of the fastest `share` in a hundred.
+    pub(crate) fn percentile(times: &[Duration], share: usize) -> Duration {
+        let mut sorted = times.to_vec();
+        sorted.sort();
+        let rank = (sorted.len() * share).div_ceil(100).max(1);
+        sorted.get(rank - 1).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn each(&self, total: f64) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "some hundred changes")]
+        let changes = self.latencies.len().max(1) as f64;
+        total / changes
+    }
+}

@@ -1,0 +1,59 @@
+//! What the sync thread writes to: this machine's kernel, or maps in memory where only the thread itself is looked at.
+
+use bulkhead_policy::plan::{MapDump, MapOp, MapWriter as _};
+
+use crate::kernel::{Kernel, KernelError, Writer};
+
+/// Maps, and devices that can carry programs.
+pub(crate) trait Ground: Send {
+    /// The maps were there before this process.
+    fn found(&self) -> bool;
+    /// Raises the global epoch: every flow is judged again on its next packet.
+    fn raise_epoch(&mut self) -> Result<(), KernelError>;
+    /// Carries out writes in order, and stops at the first that fails.
+    fn apply(&mut self, ops: &[MapOp]) -> Result<(), KernelError>;
+    /// What the maps hold.
+    fn dump(&self) -> Result<MapDump, KernelError>;
+    /// Devices that carry our programs.
+    fn attached(&self) -> Result<Vec<u32>, KernelError>;
+    /// Puts our programs on a device.
+    fn attach(&mut self, ifindex: u32) -> Result<(), KernelError>;
+    /// Takes our programs off a device, or forgets one that is gone.
+    fn detach(&mut self, ifindex: u32) -> Result<(), KernelError>;
+}
+
+/// This machine's kernel.
+pub(crate) struct Machine {
+    pub(crate) kernel: Kernel,
+    pub(crate) writer: Writer,
+}
+
+impl Ground for Machine {
+    fn found(&self) -> bool {
+        self.kernel.found_pins()
+    }
+
+    fn raise_epoch(&mut self) -> Result<(), KernelError> {
+        self.writer.raise_epoch()
+    }
+
+    fn apply(&mut self, ops: &[MapOp]) -> Result<(), KernelError> {
+        self.writer.apply(ops)
+    }
+
+    fn dump(&self) -> Result<MapDump, KernelError> {
+        self.kernel.dump()
+    }
+
+    fn attached(&self) -> Result<Vec<u32>, KernelError> {
+        self.kernel.attached()
+    }
+
+    fn attach(&mut self, ifindex: u32) -> Result<(), KernelError> {
+        self.kernel.attach(ifindex)
+    }
+
+    fn detach(&mut self, ifindex: u32) -> Result<(), KernelError> {
+        self.kernel.detach(ifindex)
+    }
+}
