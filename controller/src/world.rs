@@ -299,3 +299,6 @@ fn shared_part(delta: &Delta) -> Delta {
         removes: delta.removes.iter().filter(shared_name).cloned().collect(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -130,6 +130,59 @@ async fn a_node_that_comes_back_gets_a_difference() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_missed_costs_a_difference_however_much_it_knows() {
+    const PODS: usize = 2_000;
+    let many: String = (0..PODS)
+        .map(|number| {
+            pod(
+                &format!("pod-{number}"),
+                "n2",
+                &format!("10.1.{}.{}", number >> 8, number & 255),
+            )
+        })
+        .collect();
+    let controller = Controller::start(&[("shop.yaml", &shop()), ("many.yaml", &many)]).await;
+    let mut node = Node::connect(&controller, "n1").await;
+    let whole = node.update().await;
+    assert!(whole.snapshot && whole.delta.upserts.len() > PODS);
+    controller.write("more.yaml", &pod("job", "n2", "10.0.2.9"));
+    controller
+        .status_when(|status| {
+            status
+                .sizes
+                .is_some_and(|sizes| sizes.workloads == u64::try_from(PODS).unwrap() + 3)
+        })
+        .await;
+    let mut node = node.reconnect(&controller, "n1").await;
+    let update = node.update().await;
+    let sent = update.delta.upserts.len() + update.delta.removes.len();
+    assert!(
+        !update.snapshot && (1..=2).contains(&sent),
+        "one address, at most a new identity: {:?}",
+        update.delta
+    );
+    assert_eq!(controller.status().await.nodes[0].snapshots, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_numbers_are_of_a_later_clock_is_served() {
+    let controller = Controller::start(&[("shop.yaml", &shop())]).await;
+    let mut node = Node::connect(&controller, "n1").await;
+    node.update().await;
+    // A controller whose clock was an hour ahead gave it this number.
+    if let Some(held) = &mut node.held {
+        held.revision += 3_600_000;
+    }
+    let mut node = node.reconnect(&controller, "n1").await;
+    controller.write("more.yaml", &pod("job", "n1", "10.0.1.9"));
+    let update = node.update().await;
+    assert!(!update.snapshot, "what it holds is known by its digest");
+    controller
+        .status_when(|status| status.nodes[0].revision_held == update.revision)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_controller_recognises_what_a_node_holds() {
     let mut controller = Controller::start(&[("shop.yaml", &shop())]).await;
     let mut node = Node::connect(&controller, "n1").await;

@@ -1,6 +1,7 @@
 //! What the sync thread writes to: this machine's kernel, or maps in memory where only the thread itself is looked at.
 
 use bulkhead_policy::plan::{MapDump, MapOp, MapWriter as _};
+use bulkhead_verdict::layout::{Flow, FlowKey};
 
 use crate::kernel::{Kernel, KernelError, Writer};
 
@@ -20,6 +21,8 @@ pub(crate) trait Ground: Send {
     fn attach(&mut self, ifindex: u32) -> Result<(), KernelError>;
     /// Takes our programs off a device, or forgets one that is gone.
     fn detach(&mut self, ifindex: u32) -> Result<(), KernelError>;
+    /// Adds a flow that is older than its judge, unless there is one.
+    fn add_flow(&mut self, key: &FlowKey, flow: Flow) -> Result<(), KernelError>;
 }
 
 /// This machine's kernel.
@@ -55,5 +58,9 @@ impl Ground for Machine {
 
     fn detach(&mut self, ifindex: u32) -> Result<(), KernelError> {
         self.kernel.detach(ifindex)
+    }
+
+    fn add_flow(&mut self, key: &FlowKey, flow: Flow) -> Result<(), KernelError> {
+        self.kernel.maps.confirmed.add(key, flow)
     }
 }

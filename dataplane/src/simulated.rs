@@ -18,6 +18,7 @@ use bulkhead_policy::{
     model::Attachment,
     plan::{MapDump, MapOp, MapWriter as _},
 };
+use bulkhead_verdict::layout::{Flow, FlowKey};
 use clap::{Args as _, Command, FromArgMatches as _};
 use tokio::sync::watch;
 
@@ -181,6 +182,11 @@ impl Ground for Memory {
 
     fn detach(&mut self, ifindex: u32) -> Result<(), KernelError> {
         self.attached.retain(|attached| *attached != ifindex);
+        Ok(())
+    }
+
+    /// Nothing is judged here, so no flow is asked for.
+    fn add_flow(&mut self, _key: &FlowKey, _flow: Flow) -> Result<(), KernelError> {
         Ok(())
     }
 }

@@ -36,6 +36,17 @@ pub struct Changes {
     pub diagnostics: Vec<Diagnostic>,
 }
 
+/// How much a step looked at: what a change costs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Work {
+    /// Addresses of which the binding was made anew.
+    pub addresses: usize,
+    /// Endpoints that were made anew.
+    pub endpoints: usize,
+    /// Rulesets that were compiled, in whole or in part.
+    pub rulesets: usize,
+}
+
 /// Objects in, compiled state out.
 ///
 /// The state depends on the objects that are there, not on the events by which they came: any history that ends with the
@@ -58,6 +69,7 @@ pub struct Compiler {
     output: Recorder,
     /// Policies written in this step.
     written: BTreeSet<PolicyKey>,
+    work: Work,
     control: Option<ControlPlane>,
 }
 
@@ -114,6 +126,11 @@ impl Compiler {
     /// The policies that refer to something by name.
     pub fn users(&self, reference: &Reference) -> impl Iterator<Item = &PolicyKey> {
         self.references.users(reference)
+    }
+
+    /// What the last step looked at.
+    pub fn work(&self) -> Work {
+        self.work
     }
 
     /// True when nothing is left in any table: no object, question, identity, ruleset.
@@ -303,6 +320,11 @@ impl Compiler {
             }
         }
         let cut = self.rulesets.settle(&self.identities, &identities, &mut self.output);
+        self.work = Work {
+            addresses: dirty.places.len(),
+            endpoints: dirty.selections.union(&dirty.identities).count(),
+            rulesets: self.rulesets.looked_at(),
+        };
         self.frontends.write(&turnover, &mut self.output);
         for id in identities.died {
             if let Some(digest) = self.identities.digest(id) {

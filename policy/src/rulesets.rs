@@ -69,6 +69,8 @@ pub(crate) struct Rulesets {
     /// Those that ask for addresses or nodes.
     address_askers: BTreeSet<RulesetId>,
     touched: BTreeSet<RulesetId>,
+    /// How many the last step compiled, in whole or in part.
+    looked_at: usize,
 }
 
 impl Program {
@@ -210,6 +212,11 @@ impl Rulesets {
             && self.address_askers.is_empty()
     }
 
+    /// How many the last step compiled, in whole or in part.
+    pub(crate) fn looked_at(&self) -> usize {
+        self.looked_at
+    }
+
     /// Counts one more endpoint that has these rules.
     pub(crate) fn hold(&mut self, program: Program, identities: &Identities) -> (RulesetId, Digest) {
         let name = program.name();
@@ -267,7 +274,9 @@ impl Rulesets {
     pub(crate) fn settle(&mut self, identities: &Identities, changed: &Settled, output: &mut Recorder) -> Cut {
         let mut cut = Cut::new();
         let fresh = self.settle_own(output);
-        for (ruleset, (born, died)) in self.concerned(identities, changed, &fresh) {
+        let concerned = self.concerned(identities, changed, &fresh);
+        self.looked_at = fresh.len() + concerned.len();
+        for (ruleset, (born, died)) in concerned {
             let Some(entry) = self.entries.get(ruleset) else {
                 continue;
             };

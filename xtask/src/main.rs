@@ -30,6 +30,10 @@ cargo xtask COMMAND
   bpf                     build the kernel programs; prints path, size and sha256
   bench [verdict] [--json]
                           nanoseconds per packet of the shipped programs
+  bench propagation [--nodes N] [--pods N] [--policies N] [--changes N] [--json]
+                          from a write to the API server to the last node's acknowledgement
+  bench memory [--nodes N] [--pods N] [--policies N] [--json]
+                          what controller and agent need for 50,000 pods
   fuzz [--seconds N] [TARGET]
                           run the fuzz targets (all, 60 s each)
   cluster up [--nodes N] [--proxy nftables|iptables]

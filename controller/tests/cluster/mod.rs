@@ -10,7 +10,7 @@
 use std::{
     io::{BufRead as _, BufReader},
     net::TcpListener as StdListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -32,6 +32,7 @@ pub(crate) struct Cluster {
     directory: TempDir,
     port: u16,
     etcd_port: u16,
+    flags: Vec<String>,
     up: Option<Child>,
     pub(crate) client: Client,
     cut: watch::Sender<bool>,
@@ -70,6 +71,11 @@ fn ports() -> (u16, u16) {
 impl Cluster {
     /// An API server, ready; `None`, and the reason printed, when it cannot be run here.
     pub(crate) async fn start() -> Option<Self> {
+        Self::start_with(|_| Vec::new()).await
+    }
+
+    /// One with further flags, which may name files of its folder.
+    pub(crate) async fn start_with(flags: impl FnOnce(&Path) -> Vec<String>) -> Option<Self> {
         let binary = match binary() {
             Ok(binary) => binary,
             Err(reason) => {
@@ -79,7 +85,8 @@ impl Cluster {
         };
         let (port, etcd_port) = ports();
         let directory = tempfile::tempdir().unwrap();
-        let up = up(&binary, &directory, port, etcd_port).await;
+        let flags = flags(directory.path());
+        let up = up(&binary, &directory, (port, etcd_port), &flags).await;
         let kubeconfig = directory.path().join("pki/admin.kubeconfig");
         let config = Kubeconfig::read_from(&kubeconfig).unwrap();
         let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default())
@@ -100,10 +107,34 @@ impl Cluster {
             directory,
             port,
             etcd_port,
+            flags,
             up: Some(up),
             client,
             cut,
         })
+    }
+
+    /// Folder of its state, logs and certificates.
+    pub(crate) fn folder(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Client port of etcd, which also serves HTTP.
+    pub(crate) fn etcd(&self) -> u16 {
+        self.etcd_port
+    }
+
+    /// Stops a part where it is, as a machine does that has no time for it, or lets it go on.
+    pub(crate) fn pause(&self, part: &str, paused: bool) {
+        let pid = std::fs::read_to_string(self.folder().join(format!("{part}.pid"))).unwrap();
+        signal(if paused { "-STOP" } else { "-CONT" }, pid.trim());
+    }
+
+    /// Kills etcd as a crash does; everything else goes with it. Its data stays.
+    pub(crate) fn kill_etcd(&mut self) {
+        let pid = std::fs::read_to_string(self.folder().join("etcd.pid")).unwrap();
+        signal("-KILL", pid.trim());
+        self.up.take().unwrap().wait().unwrap();
     }
 
     /// The kubeconfig whose way can be cut.
@@ -130,10 +161,11 @@ impl Cluster {
 
     /// Starts it again after [`Self::kill`].
     pub(crate) async fn restart(&mut self) {
-        self.up = Some(up(&self.binary, &self.directory, self.port, self.etcd_port).await);
+        self.up = Some(up(&self.binary, &self.directory, (self.port, self.etcd_port), &self.flags).await);
     }
 
-    async fn request(&self, method: &str, path: &str, body: Option<Value>) -> kube::Result<Value> {
+    /// Any request; the answer.
+    pub(crate) async fn request(&self, method: &str, path: &str, body: Option<Value>) -> kube::Result<Value> {
         let body = body.map_or_else(Vec::new, |body| serde_json::to_vec(&body).unwrap());
         let kind = if method == "PATCH" {
             "application/merge-patch+json"
@@ -223,12 +255,13 @@ impl Drop for Cluster {
     }
 }
 
-async fn up(binary: &std::path::Path, directory: &TempDir, port: u16, etcd_port: u16) -> Child {
+async fn up(binary: &Path, directory: &TempDir, (port, etcd_port): (u16, u16), flags: &[String]) -> Child {
     let mut child = Command::new(binary)
         .arg("up")
         .arg("-dir")
         .arg(directory.path())
         .args(["-port", &port.to_string(), "-etcd-port", &etcd_port.to_string()])
+        .args(["-apiserver-flags", &flags.join(" ")])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -264,10 +297,15 @@ fn path(kind: &str, namespace: &str) -> String {
         "Node" => ("api/v1", "nodes"),
         "Pod" => ("api/v1", "pods"),
         "Service" => ("api/v1", "services"),
+        "ConfigMap" => ("api/v1", "configmaps"),
         "ServiceAccount" => ("api/v1", "serviceaccounts"),
         "NetworkPolicy" => ("apis/networking.k8s.io/v1", "networkpolicies"),
         "Event" => ("apis/events.k8s.io/v1", "events"),
         "Lease" => ("apis/coordination.k8s.io/v1", "leases"),
+        "ClusterRole" => ("apis/rbac.authorization.k8s.io/v1", "clusterroles"),
+        "ClusterRoleBinding" => ("apis/rbac.authorization.k8s.io/v1", "clusterrolebindings"),
+        "Role" => ("apis/rbac.authorization.k8s.io/v1", "roles"),
+        "RoleBinding" => ("apis/rbac.authorization.k8s.io/v1", "rolebindings"),
         "ClusterNetworkPolicy" => ("apis/policy.networking.k8s.io/v1alpha2", "clusternetworkpolicies"),
         "SegmentPolicy" => ("apis/bulkhead.dev/v1alpha1", "segmentpolicies"),
         "ClusterSegmentPolicy" => ("apis/bulkhead.dev/v1alpha1", "clustersegmentpolicies"),

@@ -39,7 +39,7 @@ impl Sync {
             for connection in &found {
                 self.inherited = self.inherited.wrapping_add(1);
                 let (key, flow) = element(connection, zone, ifindex, self.inherited);
-                self.kernel.maps.confirmed.add(&key, flow)?;
+                self.ground.add_flow(&key, flow)?;
             }
             Ok(found.len())
         });

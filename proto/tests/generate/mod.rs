@@ -241,11 +241,11 @@ pub(crate) fn state() -> impl Strategy<Value = State> {
         map(key(), endpoint()),
     )
         .prop_map(|(identities, bindings, networks, rulesets, endpoints)| State {
-            identities,
-            bindings,
-            networks,
-            rulesets,
-            endpoints,
+            identities: identities.into_iter().collect(),
+            bindings: bindings.into_iter().collect(),
+            networks: networks.into_iter().collect(),
+            rulesets: rulesets.into_iter().collect(),
+            endpoints: endpoints.into_iter().collect(),
         })
 }
 
