@@ -244,7 +244,14 @@ impl Engine {
             };
             for user in self.compiler.users(&reference) {
                 if let Some(entry) = world.policies.get(user).cloned() {
-                    world.set_policy(user, Some(PolicyEntry { revision, seen, ..entry }));
+                    world.set_policy(
+                        user,
+                        Some(PolicyEntry {
+                            revision,
+                            seen,
+                            ..entry
+                        }),
+                    );
                     changed = true;
                 }
             }

@@ -290,7 +290,7 @@ impl Node {
     }
 
     /// Takes and acknowledges updates until the state is as wanted.
-    pub(crate) async fn update_until(&mut self, wanted: impl Fn(&Self) -> bool) {
+    pub(crate) async fn update_until(&mut self, mut wanted: impl FnMut(&Self) -> bool) {
         while !wanted(self) {
             self.update().await;
         }
