@@ -81,37 +81,38 @@ async fn start() -> Option<Cluster> {
     Some(cluster)
 }
 
-fn segment(name: &str, spec: Value) -> Value {
+fn segment(name: &str, spec: &Value) -> Value {
     json!({"apiVersion": "bulkhead.dev/v1alpha1", "kind": "SegmentPolicy", "metadata": {"name": name, "namespace": "shop"}, "spec": spec})
 }
 
-fn wide(name: &str, spec: Value) -> Value {
+fn wide(name: &str, spec: &Value) -> Value {
     json!({"apiVersion": "bulkhead.dev/v1alpha1", "kind": "ClusterSegmentPolicy", "metadata": {"name": name}, "spec": spec})
 }
 
-fn group(networks: Value) -> Value {
+fn group(networks: &Value) -> Value {
     json!({"apiVersion": "bulkhead.dev/v1alpha1", "kind": "AddressGroup", "metadata": {"name": "g"}, "spec": {"networks": networks}})
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "a table of objects")]
 async fn definitions_take_what_is_good_and_say_what_is_not() {
     let Some(cluster) = start().await else { return };
     for good in [
-        segment("a", json!({"ingress": []})),
+        segment("a", &json!({"ingress": []})),
         segment(
             "b",
-            json!({"mode": "Shadow", "subject": {"podSelector": {"matchLabels": {"app": "db"}}, "serviceAccounts": ["db"]},
+            &json!({"mode": "Shadow", "subject": {"podSelector": {"matchLabels": {"app": "db"}}, "serviceAccounts": ["db"]},
             "ingress": [{"from": [{"podSelector": {}, "serviceAccounts": ["web"]}, {"entity": "World"}, {"addressGroup": "g"},
                                   {"service": {"name": "s"}}, {"network": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}],
                          "ports": [{"port": 80, "endPort": 90}, {"port": "http"}, {"protocol": "ICMP", "icmpType": 8, "icmpCode": 0}]}],
             "egress": [{"action": "Deny", "mode": "Shadow"}]}),
         ),
-        wide("c", json!({"subject": {}, "egress": []})),
+        wide("c", &json!({"subject": {}, "egress": []})),
         wide(
             "d",
-            json!({"tier": "Admin", "priority": 0, "subject": {"namespaceSelector": {}}, "ingress": [{"action": "Pass"}]}),
+            &json!({"tier": "Admin", "priority": 0, "subject": {"namespaceSelector": {}}, "ingress": [{"action": "Pass"}]}),
         ),
-        group(json!(["10.0.0.0/8", "fd00::/8"])),
+        group(&json!(["10.0.0.0/8", "fd00::/8"])),
     ] {
         let (went_well, said) = kubectl(&cluster, APPLY, &good);
         assert!(went_well, "{good}: {said}");
@@ -138,20 +139,20 @@ async fn definitions_take_what_is_good_and_say_what_is_not() {
     ] {
         assert!(all.contains(name), "{all}");
     }
-    let peer = |peer: Value| segment("bad", json!({"ingress": [{"from": [peer]}]}));
-    let port = |port: Value| segment("bad", json!({"ingress": [{"ports": [port]}]}));
+    let peer = |peer: Value| segment("bad", &json!({"ingress": [{"from": [peer]}]}));
+    let port = |port: Value| segment("bad", &json!({"ingress": [{"ports": [port]}]}));
     for (bad, message) in [
-        (segment("bad", json!({})), "set ingress, egress or both"),
+        (segment("bad", &json!({})), "set ingress, egress or both"),
         (
-            segment("bad", json!({"ingress": [{"action": "Pass"}]})),
+            segment("bad", &json!({"ingress": [{"action": "Pass"}]})),
             "Pass is for rules of tier Admin",
         ),
         (
-            segment("bad", json!({"ingress": [{"action": "Reject"}]})),
+            segment("bad", &json!({"ingress": [{"action": "Reject"}]})),
             "supported values",
         ),
         (
-            segment("bad", json!({"mode": "Dream", "ingress": []})),
+            segment("bad", &json!({"mode": "Dream", "ingress": []})),
             "supported values",
         ),
         (peer(json!({})), "a peer is pods"),
@@ -179,18 +180,18 @@ async fn definitions_take_what_is_good_and_say_what_is_not() {
             "icmpCode needs icmpType",
         ),
         (
-            wide("bad", json!({"tier": "Admin", "subject": {}, "ingress": []})),
+            wide("bad", &json!({"tier": "Admin", "subject": {}, "ingress": []})),
             "tier and priority go together",
         ),
         (
             wide(
                 "bad",
-                json!({"tier": "Baseline", "priority": 1, "subject": {}, "ingress": [{"action": "Pass"}]}),
+                &json!({"tier": "Baseline", "priority": 1, "subject": {}, "ingress": [{"action": "Pass"}]}),
             ),
             "Pass is for rules of tier Admin",
         ),
-        (wide("bad", json!({"ingress": []})), "spec.subject: Required value"),
-        (group(json!(["ten"])), "not a block of addresses"),
+        (wide("bad", &json!({"ingress": []})), "spec.subject: Required value"),
+        (group(&json!(["ten"])), "not a block of addresses"),
     ] {
         let (went_well, said) = kubectl(&cluster, APPLY, &bad);
         let said_so = said.to_lowercase().contains(&message.to_lowercase());
@@ -248,13 +249,14 @@ fn webhook(address: &str) -> Value {
 fn unacceptable(name: &str) -> Value {
     segment(
         name,
-        json!({"subject": {"podSelector": {"matchLabels": {"app": "-x"}}}, "ingress": [{"from": [{"entity": "Node"}]}]}),
+        &json!({"subject": {"podSelector": {"matchLabels": {"app": "-x"}}}, "ingress": [{"from": [{"entity": "Node"}]}]}),
     )
 }
 
 const UNACCEPTABLE: &str = "spec.subject.podSelector.matchLabels[app] \"-x\" is not a label value";
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "the life of an object, in order")]
 async fn an_object_is_asked_about_stored_enforced_and_its_status_says_so() {
     let Some(cluster) = start().await else { return };
     cluster.create(pod("web", "n1", &["10.0.1.1"])).await;
@@ -283,41 +285,41 @@ async fn an_object_is_asked_about_stored_enforced_and_its_status_says_so() {
     let selecting = |app: &str| json!({"podSelector": {"matchLabels": {"app": app}}});
     for (suspicious, warning) in [
         (
-            segment("w", json!({"subject": selecting("nobody"), "ingress": []})),
+            segment("w", &json!({"subject": selecting("nobody"), "ingress": []})),
             "selects no pod",
         ),
         (
             segment(
                 "w",
-                json!({"subject": selecting("db"), "ingress": [{"from": [{"namespaceSelector": {"matchLabels": {"team": "moon"}}}]}]}),
+                &json!({"subject": selecting("db"), "ingress": [{"from": [{"namespaceSelector": {"matchLabels": {"team": "moon"}}}]}]}),
             ),
             "none has the label team = moon",
         ),
         (
             segment(
                 "w",
-                json!({"subject": selecting("db"), "ingress": [{"ports": [{"port": "gopher"}]}]}),
+                &json!({"subject": selecting("db"), "ingress": [{"ports": [{"port": "gopher"}]}]}),
             ),
             "has a container port named \"gopher\"",
         ),
         (
             segment(
                 "w",
-                json!({"subject": selecting("db"), "egress": [{"ports": [{"port": 443}]}]}),
+                &json!({"subject": selecting("db"), "egress": [{"ports": [{"port": 443}]}]}),
             ),
             "cannot resolve names",
         ),
         (
             segment(
                 "w",
-                json!({"subject": selecting("db"), "ingress": [{"from": [{"addressGroup": "g"}]}]}),
+                &json!({"subject": selecting("db"), "ingress": [{"from": [{"addressGroup": "g"}]}]}),
             ),
             "names AddressGroup g, which is not there",
         ),
         (
             segment(
                 "w",
-                json!({"subject": selecting("db"), "ingress": [{"from": [{"service": {"name": "s"}}]}]}),
+                &json!({"subject": selecting("db"), "ingress": [{"from": [{"service": {"name": "s"}}]}]}),
             ),
             "names Service shop/s, which is not there",
         ),
@@ -328,7 +330,7 @@ async fn an_object_is_asked_about_stored_enforced_and_its_status_says_so() {
             "wanted {warning:?}: {said}"
         );
     }
-    let (went_well, said) = kubectl(&cluster, DRY, &group(json!(["10.0.0.0/8"])));
+    let (went_well, said) = kubectl(&cluster, DRY, &group(&json!(["10.0.0.0/8"])));
     assert!(went_well && !said.contains("Warning"), "{said}");
     let status = controller.status().await;
     assert!(
@@ -339,7 +341,7 @@ async fn an_object_is_asked_about_stored_enforced_and_its_status_says_so() {
 
     let good = segment(
         "db",
-        json!({"subject": selecting("db"), "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "web"}}}]}]}),
+        &json!({"subject": selecting("db"), "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "web"}}}]}]}),
     );
     let (went_well, said) = kubectl(&cluster, APPLY, &good);
     assert!(went_well && !said.contains("Warning"), "{said}");
@@ -374,14 +376,14 @@ async fn an_object_is_asked_about_stored_enforced_and_its_status_says_so() {
     );
 
     // A group's blocks are a part of the policies that name it.
-    let (went_well, said) = kubectl(&cluster, APPLY, &group(json!(["10.9.0.0/16"])));
+    let (went_well, said) = kubectl(&cluster, APPLY, &group(&json!(["10.9.0.0/16"])));
     assert!(went_well, "{said}");
     let (went_well, said) = kubectl(
         &cluster,
         APPLY,
         &wide(
             "all",
-            json!({"tier": "Admin", "priority": 3, "subject": {},
+            &json!({"tier": "Admin", "priority": 3, "subject": {},
         "ingress": [{"action": "Deny", "from": [{"addressGroup": "g"}]}]}),
         ),
     );
@@ -393,7 +395,7 @@ async fn an_object_is_asked_about_stored_enforced_and_its_status_says_so() {
             .any(|(_, block)| block.to_string() == "10.9.0.0/16")
     })
     .await;
-    let (went_well, said) = kubectl(&cluster, APPLY, &group(json!(["10.8.0.0/16"])));
+    let (went_well, said) = kubectl(&cluster, APPLY, &group(&json!(["10.8.0.0/16"])));
     assert!(went_well, "{said}");
     node.update_until(|node| {
         node.state

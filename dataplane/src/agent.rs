@@ -117,16 +117,9 @@ impl Parts {
         let ring = kernel.events()?;
         let writer = kernel.writer(Fuse::new(options.fail_after_writes, options.refuse_writes.clone()))?;
         let store = Store::open(&options.state_dir, &node)?;
-        let state = {
-            let devices = Netlink::open().context("asking the kernel about devices")?;
-            Sync::start(
-                &node,
-                Box::new(Machine { kernel, writer }),
-                Box::new(devices),
-                store,
-                shared,
-            )?
-        };
+        let links = Netlink::open().context("asking the kernel about devices")?;
+        let machine = Machine { kernel, writer };
+        let state = Sync::start(&node, Box::new(machine), Box::new(links), store, shared)?;
 
         let (sync, inputs) = sync_channel(QUEUE);
         let syncing = spawn("sync", move || state.run(&inputs))?;

@@ -36,7 +36,7 @@ pub(crate) async fn be_controller() -> Result<()> {
         .with_writer(std::io::stderr)
         .init();
     let config = Config::parse_from(std::env::args_os().skip(1));
-    run(config, None, std::future::pending()).await
+    Box::pin(run(config, None, std::future::pending())).await
 }
 
 impl Controller {

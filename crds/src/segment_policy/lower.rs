@@ -53,21 +53,7 @@ impl Kind {
 
 /// Reads and lowers a policy from a tree of values; `None` when the object is no policy at all.
 pub(crate) fn lower_value(kind: Kind, value: &Value, report: &mut Report<'_>) -> Option<Policy> {
-    let metadata = match read_part::<ObjectMeta>(value.get("metadata").unwrap_or(&Value::Null)) {
-        Ok(metadata) => metadata,
-        Err(misfit) => {
-            let message = format!("{}, so the policy is not applied; correct the field", misfit.message);
-            report.error(join("metadata", &misfit.field), message);
-            return None;
-        }
-    };
-    let Some(name) = metadata.name.filter(|name| !name.is_empty()) else {
-        report.error(
-            "metadata.name",
-            "is missing, so the policy is not applied; give it a name",
-        );
-        return None;
-    };
+    let metadata = metadata(value, report)?;
     let Some(spec) = value.get("spec").and_then(Value::as_object) else {
         report.error(
             "spec",
@@ -119,7 +105,7 @@ pub(crate) fn lower_value(kind: Kind, value: &Value, report: &mut Report<'_>) ->
                 Kind::Cluster => PolicyKind::ClusterSegmentPolicy,
             },
             namespace: namespace.clone().unwrap_or_default(),
-            name,
+            name: metadata.name.unwrap_or_default(),
         },
         uid: metadata.uid.unwrap_or_default(),
         generation: metadata.generation.unwrap_or_default(),
@@ -130,6 +116,26 @@ pub(crate) fn lower_value(kind: Kind, value: &Value, report: &mut Report<'_>) ->
         ingress: ingress.unwrap_or_default(),
         egress: egress.unwrap_or_default(),
     })
+}
+
+/// The policy's metadata, which has a name; otherwise nothing, and the report says why.
+fn metadata(value: &Value, report: &mut Report<'_>) -> Option<ObjectMeta> {
+    let metadata = match read_part::<ObjectMeta>(value.get("metadata").unwrap_or(&Value::Null)) {
+        Ok(metadata) => metadata,
+        Err(misfit) => {
+            let message = format!("{}, so the policy is not applied; correct the field", misfit.message);
+            report.error(join("metadata", &misfit.field), message);
+            return None;
+        }
+    };
+    if metadata.name.as_ref().is_none_or(String::is_empty) {
+        report.error(
+            "metadata.name",
+            "is missing, so the policy is not applied; give it a name",
+        );
+        return None;
+    }
+    Some(metadata)
 }
 
 /// What a policy says before its rules.

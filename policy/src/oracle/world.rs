@@ -212,8 +212,6 @@ impl<'a> World<'a> {
                 blocks.into_iter().flatten().map(in_one).max().unwrap_or(Matches::No)
             }
             (Peer::World, Who::Outside(_)) => Matches::Yes,
-            (Peer::World, Who::Contested) => Matches::Perhaps,
-            (Peer::World, Who::Pod(..) | Who::Node(..) | Who::SomePod(_)) => Matches::No,
             (Peer::Pods(pods), Who::Pod(workload, _)) => known(self.pod_matches(pods, workload)),
             (Peer::Pods(pods), Who::SomePod(_) | Who::Contested) => {
                 let namespaces = match &pods.namespaces {
@@ -229,12 +227,13 @@ impl<'a> World<'a> {
             }
             (Peer::Nodes(selector), Who::Node(node, _)) => known(selected(selector, &node.labels)),
             (Peer::Nodes(selector), Who::Contested) => of_anybody(selector).min(Matches::Perhaps),
-            (Peer::Network { .. }, Who::Contested) => Matches::Perhaps,
+            (Peer::World | Peer::Network { .. }, Who::Contested) => Matches::Perhaps,
             (
                 Peer::Network { cidr, except },
                 Who::Pod(_, address) | Who::Node(_, address) | Who::SomePod(address) | Who::Outside(address),
             ) => known(in_block(*address, *cidr) && !except.iter().any(|block| in_block(*address, *block))),
-            (Peer::Pods(_), Who::Node(..) | Who::Outside(_))
+            (Peer::World, Who::Pod(..) | Who::Node(..) | Who::SomePod(_))
+            | (Peer::Pods(_), Who::Node(..) | Who::Outside(_))
             | (Peer::Nodes(_), Who::Pod(..) | Who::SomePod(_) | Who::Outside(_)) => Matches::No,
         }
     }

@@ -132,6 +132,17 @@ fn rules(tier: Tier) -> impl Strategy<Value = Vec<Rule>> {
     })
 }
 
+/// Both directions more often than one or none.
+fn directions() -> impl Strategy<Value = BTreeSet<Direction>> {
+    select(&[0b11u8, 0b11, 0b01, 0b10, 0b00][..]).prop_map(|bits| {
+        let all = [(0b01, Direction::Egress), (0b10, Direction::Ingress)];
+        all.into_iter()
+            .filter(|(bit, _)| bits & bit != 0)
+            .map(|(_, direction)| direction)
+            .collect()
+    })
+}
+
 /// A policy of any kind.
 pub fn policy() -> impl Strategy<Value = Policy> {
     let tier = prop_oneof![
@@ -149,19 +160,12 @@ pub fn policy() -> impl Strategy<Value = Policy> {
             mode(),
             any::<bool>(),
         );
-        let directions = select(&[0b11u8, 0b11, 0b01, 0b10, 0b00][..]).prop_map(|bits| {
-            let all = [(0b01, Direction::Egress), (0b10, Direction::Ingress)];
-            all.into_iter()
-                .filter(|(bit, _)| bits & bit != 0)
-                .map(|(_, direction)| direction)
-                .collect::<BTreeSet<_>>()
-        });
         (
             head,
             pods(),
             vec(pods(), 0..2),
             (selector(&["app", "tier"]), accounts()),
-            directions,
+            directions(),
             rules(tier),
             rules(tier),
         )
