@@ -293,7 +293,8 @@ pub struct Network {
     #[schemars(schema_with = "schema::cidr")]
     pub cidr: String,
     /// Smaller blocks taken out of it.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    // The default says to the schema as well that it may be absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::holes")]
     pub except: Option<Vec<String>>,
 }
@@ -302,6 +303,8 @@ pub struct Network {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(extend("x-kubernetes-validations" = [
+    {"rule": "!has(self.port) || type(self.port) != int || (self.port >= 1 && self.port <= 65535)",
+     "message": "a port is a number from 1 to 65535, or the name of a container port"},
     {"rule": "!has(self.endPort) || (has(self.port) && type(self.port) == int && self.endPort >= self.port)",
      "message": "endPort is the last port of a range: set port to the first one, as a number"},
     {"rule": "self.protocol in ['ICMP', 'ICMPv6'] ? !has(self.port) : !has(self.icmpType)",
