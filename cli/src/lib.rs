@@ -5,10 +5,14 @@
 
 pub mod check;
 pub mod client;
+pub mod cluster;
+pub mod connectivity;
 pub mod endpoints;
 pub mod explain;
 pub mod flows;
+pub mod install;
 pub mod manifests;
 pub mod simulate;
 pub mod status;
 pub mod table;
+pub mod uninstall;

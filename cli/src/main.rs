@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use bulkhead_cli::{check, endpoints, explain, flows, simulate, status};
+use bulkhead_cli::{check, connectivity, endpoints, explain, flows, install, simulate, status, uninstall};
 use clap::{Parser, Subcommand};
 
 /// Zero-trust microsegmentation for Kubernetes: see, ask and check what your network policies do.
@@ -27,6 +27,13 @@ enum Command {
     Status(status::Arguments),
     /// Show this node's pods: device, identity, policies, generation.
     Endpoints(endpoints::Arguments),
+    /// Install Bulkhead on a cluster.
+    Install(install::Arguments),
+    /// Take Bulkhead off a cluster and its nodes.
+    Uninstall(uninstall::Arguments),
+    /// Test a cluster with real connections.
+    #[command(subcommand)]
+    Connectivity(connectivity::Command),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +44,9 @@ fn main() -> ExitCode {
         Command::Flows(arguments) => flows::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Endpoints(arguments) => endpoints::run(&arguments),
+        Command::Install(arguments) => install::run(&arguments),
+        Command::Uninstall(arguments) => uninstall::run(&arguments),
+        Command::Connectivity(command) => connectivity::run(&command),
     };
     result.unwrap_or_else(|error| {
         // What reads our output went away (`bulkhead check | head`): that is no failure of ours to talk about.

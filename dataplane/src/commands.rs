@@ -4,8 +4,13 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use bulkhead_proto::v1::{SetBypassRequest, agent_service_client::AgentServiceClient};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+};
 
 use crate::{
+    cleanup::{self, Cleanup},
     cni::install,
     options::{CniFolders, Command},
     stream::unix_channel,
@@ -26,12 +31,9 @@ pub(crate) fn run(command: Command) -> Result<()> {
             }
             Ok(())
         }
+        Command::Cleanup(options) => cleanup(&options),
         Command::Bypass { time, reason, socket } => {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .context("starting the runtime")?;
-            let devices = runtime.block_on(bypass(&socket, time, reason))?;
+            let devices = runtime()?.block_on(bypass(&socket, time, reason))?;
             if time.is_zero() {
                 tracing::info!("every device of this node is judged again");
             } else {
@@ -44,6 +46,41 @@ pub(crate) fn run(command: Command) -> Result<()> {
             Ok(())
         }
     }
+}
+
+fn runtime() -> Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")
+}
+
+fn cleanup(options: &Cleanup) -> Result<()> {
+    let removed = cleanup::clean(options)?;
+    for path in removed.cni.iter().chain(&removed.files) {
+        tracing::info!(path = %path.display(), "taken out");
+    }
+    let (devices, pins) = (removed.devices, removed.pins);
+    if removed.is_nothing() {
+        tracing::info!("nothing of ours is on this node");
+    } else {
+        tracing::info!(
+            devices,
+            pins,
+            "programs are off the devices, maps are gone: this node is clean"
+        );
+    }
+    if options.then_wait {
+        runtime()?.block_on(async {
+            let mut terminate = signal(SignalKind::terminate()).context("waiting for signals")?;
+            let mut interrupt = signal(SignalKind::interrupt()).context("waiting for signals")?;
+            tokio::select! {
+                _ = terminate.recv() => Ok(()),
+                _ = interrupt.recv() => anyhow::Ok(()),
+            }
+        })?;
+    }
+    Ok(())
 }
 
 async fn bypass(socket: &Path, time: Duration, reason: String) -> Result<u32> {

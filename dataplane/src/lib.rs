@@ -8,6 +8,7 @@
 //! ```
 
 pub mod agent;
+mod cleanup;
 mod clock;
 pub mod cni;
 mod commands;

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 use bulkhead_proto::log::Format;
 use clap::{Parser, Subcommand};
 
-use crate::{cni::install::Installation, gate::StartGate, store, stream::Address, tls};
+use crate::{cleanup::Cleanup, cni::install::Installation, gate::StartGate, store, stream::Address, tls};
 
 /// Enforces Bulkhead's policies on the pods of this node. Enforcement goes on when the agent ends, however it ends.
 #[derive(Debug, Parser)]
@@ -118,6 +118,8 @@ pub(crate) struct CniFolders {
 pub(crate) enum Command {
     /// Take the CNI plugin off this node: its entry from every configuration, then its binary
     CniUninstall(CniFolders),
+    /// Take everything of ours off this node: the CNI plugin, programs on devices, pinned maps, the kept state
+    Cleanup(Cleanup),
     /// Emergency: judge nothing on this node for a limited time, or end that with `--for 0s`
     Bypass {
         /// How long: 30s, 10m, 2h

@@ -25,7 +25,7 @@ use thiserror::Error;
 pub(crate) const FILE: &str = "state.bulkhead";
 const PODS_FILE: &str = "pods.json";
 /// Says whose folder it is; locked while an agent runs on it.
-const OWNER_FILE: &str = "node";
+pub(crate) const OWNER_FILE: &str = "node";
 /// Longest name of a node that is read back, bytes (a DNS subdomain has 253).
 const OWNER_MAX: u64 = 512;
 /// Differences may at least be this long before the file is written anew, bytes.
@@ -88,6 +88,27 @@ impl Store {
             appended_bytes: 0,
             _owner: claim(folder, node)?,
         })
+    }
+
+    /// Takes a folder that an agent left, whoever's it was; `None` when no agent ever had it.
+    pub(crate) fn lock(folder: &Path) -> Result<Option<File>, StoreError> {
+        let path = folder.join(OWNER_FILE);
+        let failed = |source| StoreError::Read {
+            path: path.clone(),
+            source,
+        };
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Err(StoreError::Taken {
+                folder: folder.to_owned(),
+            }),
+            Err(TryLockError::Error(source)) => Err(failed(source)),
+        }
     }
 
     /// True when a state was ever kept here, readable or not.

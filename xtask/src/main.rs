@@ -8,6 +8,7 @@ mod conformance;
 mod demo;
 mod fuzz;
 mod images;
+mod manifests;
 mod mutants;
 mod paths;
 mod run;
@@ -39,6 +40,7 @@ cargo xtask COMMAND
   cluster up [--nodes N] [--proxy nftables|iptables]
   cluster down|status     real Kubernetes in namespaces of this machine: control plane, nodes, both address families
   images [--release]      our programs as images, made without a registry, loaded into the running nodes
+  manifests [--check]     deploy/manifests/bulkhead.yaml from the chart: what `bulkhead install` applies
   conformance [--suite network-policy|network-policy-api] [--focus REGEX] [--smoke] [--without-agents]
                           upstream's suites on the cluster; without agents the specs that deny must fail
   acceptance [--starts N] [--only SCENE] [--keep]
@@ -80,6 +82,7 @@ fn command(arguments: &[String]) -> Result<ExitCode> {
         "acceptance" => acceptance::acceptance(&mut rest),
         "conformance" => conformance::conformance(&mut rest),
         "images" => images::images(&mut rest),
+        "manifests" => manifests::manifests(&mut rest),
         "fuzz" => fuzz::fuzz(&mut rest),
         "mutants" => mutants::mutants(&mut rest),
         "help" | "--help" | "-h" => {

@@ -3,17 +3,21 @@
 
 use std::{
     fs::{self, DirBuilder, File},
+    io::ErrorKind,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
 use bulkhead_verdict::layout::LAYOUT;
-use rustix::mount::MountFlags;
+use rustix::mount::{MountFlags, UnmountFlags};
 
-use super::KernelError;
+use super::{KernelError, programs};
 
 /// `BPF_FS_MAGIC` of the kernel's uapi/linux/magic.h.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+
+/// Folder of pinned links inside a layout's folder.
+const LINKS: &str = "links";
 
 /// The pins of this build's layout, held by us alone.
 #[derive(Debug)]
@@ -44,7 +48,7 @@ impl Pins {
         mount(bpffs)?;
         // A bpffs refuses dots in names.
         let folder = bpffs.join(format!("v{}", LAYOUT.replace('.', "-")));
-        let links = folder.join("links");
+        let links = folder.join(LINKS);
         private(&links)?;
         // The lock is on the folder itself: it goes where the pins go and leaves no file behind.
         let lock = File::open(&folder).map_err(failed(&folder))?;
@@ -58,6 +62,90 @@ impl Pins {
             Err(fs::TryLockError::Error(source)) => Err(KernelError::Pin { path: folder, source }),
         }
     }
+}
+
+/// What agents of any layout left pinned in a bpffs folder, locked against every agent.
+#[derive(Debug)]
+pub(crate) struct Leftovers {
+    bpffs: PathBuf,
+    /// Folders and their locks.
+    folders: Vec<(PathBuf, File)>,
+}
+
+impl Leftovers {
+    /// Finds and locks them; nothing is made or mounted.
+    pub(crate) fn lock(bpffs: &Path) -> Result<Self, KernelError> {
+        let mut folders = Vec::new();
+        let failed = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| KernelError::Pin { path, source }
+        };
+        let entries = match fs::read_dir(bpffs) {
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            entries => Some(entries.map_err(failed(bpffs))?),
+        };
+        for entry in entries.into_iter().flatten() {
+            let folder = entry.map_err(failed(bpffs))?.path();
+            // Only what has our shape: `v<layout>` with links inside.
+            let ours = folder
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with('v'));
+            if !ours || !folder.join(LINKS).is_dir() {
+                continue;
+            }
+            let lock = File::open(&folder).map_err(failed(&folder))?;
+            match lock.try_lock() {
+                Ok(()) => folders.push((folder, lock)),
+                Err(fs::TryLockError::WouldBlock) => return Err(KernelError::Locked { folder }),
+                Err(fs::TryLockError::Error(source)) => return Err(KernelError::Pin { path: folder, source }),
+            }
+        }
+        Ok(Self {
+            bpffs: bpffs.to_path_buf(),
+            folders,
+        })
+    }
+
+    /// Removes every pin: a link without one lets go of its device, and a map that no program holds is gone. Gives the
+    /// number of devices that were judged, and of pins.
+    pub(crate) fn remove(self) -> Result<(usize, usize), KernelError> {
+        let failed = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| KernelError::Pin { path, source }
+        };
+        let (mut devices, mut pins) = (0, 0);
+        for (folder, _) in &self.folders {
+            let links = folder.join(LINKS);
+            devices += programs::attached(&links)?.len();
+            // Links first: a program never runs without the maps' names being there for who looks.
+            for place in [&links, folder] {
+                for entry in fs::read_dir(place).map_err(failed(place))? {
+                    let path = entry.map_err(failed(place))?.path();
+                    if !path.is_dir() {
+                        fs::remove_file(&path).map_err(failed(&path))?;
+                        pins += 1;
+                    }
+                }
+                fs::remove_dir(place).map_err(failed(place))?;
+            }
+        }
+        match fs::remove_dir(&self.bpffs) {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => unmount(&self.bpffs)?,
+            // Others keep theirs there, or it was never made.
+            _ => {}
+        }
+        Ok((devices, pins))
+    }
+}
+
+/// Takes a bpffs of our own away, with its folder.
+fn unmount(bpffs: &Path) -> Result<(), KernelError> {
+    let failed = |source| KernelError::Pin {
+        path: bpffs.to_path_buf(),
+        source,
+    };
+    rustix::mount::unmount(bpffs, UnmountFlags::empty()).map_err(|error| failed(error.into()))?;
+    fs::remove_dir(bpffs).map_err(failed)
 }
 
 fn mount(bpffs: &Path) -> Result<(), KernelError> {

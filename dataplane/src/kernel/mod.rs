@@ -22,8 +22,8 @@ use aya::EbpfLoader;
 use bulkhead_verdict::layout as l;
 use thiserror::Error;
 
+pub(crate) use self::{bpffs::Leftovers, maps::Table, ring::EventRing, writer::Writer};
 use self::{bpffs::Pins, maps::NetworkPrefix};
-pub(crate) use self::{maps::Table, ring::EventRing, writer::Writer};
 pub use self::{programs::Programs, writer::Fuse};
 
 /// The kernel programs, as built with this crate.
