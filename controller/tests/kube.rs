@@ -38,7 +38,9 @@ async fn follows_what_the_api_server_says() {
     cluster.create(policy("db", "web")).await;
     let controller = Controller::start_with(cluster.arguments()).await;
     let first = controller
-        .status_within(DEADLINE, |status| status.revision != 0 && status.policies.len() == 1)
+        .status_within(DEADLINE, |status| {
+            status.revision != 0 && status.policies.len() == 1 && !status.diagnostics.is_empty()
+        })
         .await;
     assert!(first.source.starts_with("kube https://127.0.0.1:"), "{}", first.source);
     assert_eq!(pods(&first), 1, "a pod of the host network is its node: {first:#?}");
