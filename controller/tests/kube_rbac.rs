@@ -9,31 +9,21 @@
 )]
 
 mod cluster;
+mod process;
 mod support;
 
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
     time::Duration,
 };
 
-use bulkhead_proto::{
-    spiffe::CONTROLLER_NAME,
-    v1::{IssueRequest, bootstrap_service_client::BootstrapServiceClient},
-};
 use cluster::{Cluster, DEADLINE, admin_policy, pod, policy};
-use hyper_util::rt::TokioIo;
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
-};
+use rustls::version::TLS13;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use support::{Controller, Node};
-use tokio_rustls::TlsConnector;
-use tonic::transport::{Endpoint, Uri};
 
 /// Namespace the chart is rendered for.
 const OURS: &str = "bulkhead-system";
@@ -59,7 +49,7 @@ fn rendered(helm: &Path, template: &str) -> Vec<Value> {
     let output = Command::new(helm)
         .args(["template", "bulkhead"])
         .arg(chart)
-        .args(["--namespace", OURS, "--show-only", template])
+        .args(["--namespace", OURS, "--show-only", template, "--kube-version", "1.33"])
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -142,47 +132,6 @@ async fn kubeconfig(cluster: &Cluster) -> PathBuf {
     path
 }
 
-/// Asks for a certificate with a token that is nobody's: the controller has it reviewed.
-async fn ask_for_a_certificate(authority: &str, address: &str) {
-    let mut roots = RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_slice(authority.as_bytes()).unwrap())
-        .unwrap();
-    let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let (connector, address) = (TlsConnector::from(Arc::new(config)), address.to_owned());
-    let connect = tower::service_fn(move |_: Uri| {
-        let (connector, address) = (connector.clone(), address.clone());
-        async move {
-            let stream = tokio::net::TcpStream::connect(address).await?;
-            connector
-                .connect(ServerName::try_from(CONTROLLER_NAME).unwrap(), stream)
-                .await
-                .map(TokioIo::new)
-        }
-    });
-    let channel = Endpoint::from_static("http://controller")
-        .connect_with_connector(connect)
-        .await
-        .unwrap();
-    let key = rcgen::KeyPair::generate().unwrap();
-    let request = rcgen::CertificateParams::new(Vec::new())
-        .unwrap()
-        .serialize_request(&key)
-        .unwrap();
-    let request = IssueRequest {
-        node: "n1".to_owned(),
-        token: "eyJhbGciOiJub25lIn0.e30.".to_owned(),
-        certificate_signing_request: request.der().to_vec(),
-    };
-    let answer = BootstrapServiceClient::new(channel).issue(request).await;
-    assert!(answer.is_err(), "nobody's token buys nothing");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn every_right_of_the_chart_is_used_and_none_is_missing() {
     let Some(helm) = helm() else {
@@ -210,14 +159,19 @@ async fn every_right_of_the_chart_is_used_and_none_is_missing() {
     for object in objects {
         cluster.create(object).await;
     }
-    let address = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .to_string();
+    for definition in bulkhead_crds::definitions()
+        .iter()
+        .filter(|it| it.name.ends_with(".bulkhead.dev"))
+    {
+        cluster.create(definition.value.clone()).await;
+    }
+    for object in rendered(&helm, "templates/webhook.yaml") {
+        cluster.create(object).await;
+    }
+    let address = process::free();
     let kubeconfig = kubeconfig(&cluster).await;
     let mut arguments = vec!["--kube".into(), "--kubeconfig".into(), kubeconfig.into_os_string()];
-    arguments.extend(["--listen-tls", &address].map(Into::into));
+    arguments.extend(["--listen-tls", &address, "--webhook-listen", &process::free()].map(Into::into));
 
     // The controller at work: it makes its authority and the kinds it needs, says what is wrong with a policy, where another
     // one is enforced, and has a token looked at; another process of it finds all that.
@@ -225,6 +179,11 @@ async fn every_right_of_the_chart_is_used_and_none_is_missing() {
     cluster.create(pod("web", "n1", &["10.0.1.1"])).await;
     cluster.create(policy("nobody", "web")).await;
     cluster.created_when_possible(admin_policy("web", 7), DEADLINE).await;
+    for (kind, namespace) in [("SegmentPolicy", Some("shop")), ("ClusterSegmentPolicy", None)] {
+        let segment = json!({"apiVersion": "bulkhead.dev/v1alpha1", "kind": kind, "metadata": {"name": "all", "namespace": namespace},
+            "spec": {"subject": {}, "ingress": []}});
+        cluster.created_when_possible(segment, DEADLINE).await;
+    }
     let mut node = Node::connect(&controller, "n1").await;
     let authority = async {
         loop {
@@ -237,7 +196,11 @@ async fn every_right_of_the_chart_is_used_and_none_is_missing() {
     let authority = tokio::time::timeout(DEADLINE, authority)
         .await
         .expect("what agents trust");
-    ask_for_a_certificate(&authority, &address).await;
+    // A token that is nobody's: the controller has it reviewed.
+    let channel = process::channel(&address, &authority, None, &TLS13).await.unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let answer = process::issue(channel, "n1", "eyJhbGciOiJub25lIn0.e30.", process::request(&key)).await;
+    assert!(answer.is_err(), "nobody's token buys nothing");
     controller.stop().await;
     controller.run().await;
     node = node.reconnect(&controller, "n1").await;

@@ -7,197 +7,48 @@
     reason = "a test that meets a surprise is to fail"
 )]
 
+mod process;
+
 use std::{
-    io::{BufRead as _, BufReader, Read as _},
+    io::Read as _,
     net::TcpStream as StdStream,
     path::Path,
-    process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use bulkhead_proto::{
     PROTOCOL_VERSION,
-    spiffe::CONTROLLER_NAME,
-    v1::{
-        ControllerMessage, Hello, IssueRequest, NodeMessage, bootstrap_service_client::BootstrapServiceClient,
-        node_message::Message, node_service_client::NodeServiceClient,
-    },
+    v1::{ControllerMessage, Hello, NodeMessage, node_message::Message, node_service_client::NodeServiceClient},
 };
-use hyper_util::rt::TokioIo;
+use process::{Controller, Credentials, DEADLINE, issue, node, request, signed, uri};
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose as Extended, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose as Usage, SanType,
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose as Extended, IsCa, KeyPair, KeyUsagePurpose as Usage,
+    SanType,
 };
 use rustls::{
-    ClientConfig, RootCertStore, SupportedProtocolVersion,
-    pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, pem::PemObject as _},
+    SupportedProtocolVersion,
+    pki_types::CertificateDer,
     version::{TLS12, TLS13},
 };
-use tokio_rustls::TlsConnector;
-use tonic::{
-    Status,
-    transport::{Channel, Endpoint, Uri},
-};
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming, transport::Channel};
 
-/// Far more than anything here takes; only a failing test waits so long.
-const DEADLINE: Duration = Duration::from_secs(30);
-
-/// The real controller, its log kept.
-struct Controller {
-    child: Child,
-    log: Arc<Mutex<String>>,
-    address: String,
-    folder: tempfile::TempDir,
+/// The real controller, of a trust domain of its own.
+fn start() -> Controller {
+    Controller::start(|folder| {
+        let manifests = folder.join("manifests");
+        std::fs::create_dir(&manifests).unwrap();
+        let mut arguments = vec!["--manifests".into(), manifests.into_os_string()];
+        arguments.extend(["--trust-domain", "test.example"].map(Into::into));
+        arguments
+    })
 }
 
-impl Drop for Controller {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
+/// An open node stream.
+type Open = (mpsc::Sender<NodeMessage>, Streaming<ControllerMessage>);
 
-impl Controller {
-    fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-        std::fs::create_dir(at("manifests")).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let address = format!("127.0.0.1:{port}");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_bulkhead-controller"))
-            .args([
-                "--manifests",
-                &at("manifests"),
-                "--listen",
-                &format!("unix:{}", at("socket")),
-            ])
-            .args([
-                "--listen-tls",
-                &address,
-                "--ca-dir",
-                &at("ca"),
-                "--trust-domain",
-                "test.example",
-            ])
-            .env("NO_COLOR", "1")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = Arc::new(Mutex::new(String::new()));
-        let (lines, kept) = (BufReader::new(child.stderr.take().unwrap()).lines(), log.clone());
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let mut log = kept.lock().unwrap();
-                log.push_str(&line);
-                log.push('\n');
-            }
-        });
-        let controller = Self {
-            child,
-            log,
-            address,
-            folder,
-        };
-        controller.logs("serving nodes over TLS");
-        controller
-    }
-
-    /// Waits until the log says something.
-    fn logs(&self, text: &str) {
-        let begin = Instant::now();
-        while !self.log.lock().unwrap().contains(text) {
-            assert!(
-                begin.elapsed() < DEADLINE,
-                "no {text:?} in the log:\n{}",
-                self.log.lock().unwrap()
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn forget_log(&self) {
-        self.log.lock().unwrap().clear();
-    }
-
-    fn authority(&self) -> (String, String) {
-        let read = |name: &str| std::fs::read_to_string(self.folder.path().join("ca").join(name)).unwrap();
-        (read("ca.crt"), read("ca.key"))
-    }
-}
-
-/// A node as it should be, to be made worse.
-fn node(id: &str) -> CertificateParams {
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.not_before = (SystemTime::now() - Duration::from_mins(1)).into();
-    params.not_after = (SystemTime::now() + Duration::from_hours(1)).into();
-    params.subject_alt_names = vec![uri(id)];
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![Usage::DigitalSignature];
-    params.extended_key_usages = vec![Extended::ClientAuth];
-    params
-}
-
-fn uri(id: &str) -> SanType {
-    SanType::URI(id.try_into().unwrap())
-}
-
-/// A client's certificate and key.
-type Credentials = (CertificateDer<'static>, KeyPair);
-
-fn signed(params: &CertificateParams, (certificate, key): &(String, String)) -> Credentials {
-    let issuer = Issuer::from_ca_cert_pem(certificate, KeyPair::from_pem(key).unwrap()).unwrap();
-    let own = KeyPair::generate().unwrap();
-    (params.signed_by(&own, &issuer).unwrap().der().clone(), own)
-}
-
-async fn channel(
-    controller: &Controller,
-    credentials: Option<&Credentials>,
-    version: &'static SupportedProtocolVersion,
-) -> Result<Channel, String> {
-    let mut roots = RootCertStore::empty();
-    let (authority, _) = controller.authority();
-    roots
-        .add(CertificateDer::from_pem_slice(authority.as_bytes()).unwrap())
-        .unwrap();
-    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[version])
-        .unwrap()
-        .with_root_certificates(roots);
-    let mut config = match credentials {
-        None => builder.with_no_client_auth(),
-        Some((certificate, key)) => builder
-            .with_client_auth_cert(
-                vec![certificate.clone()],
-                PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-            )
-            .unwrap(),
-    };
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let (connector, address) = (TlsConnector::from(Arc::new(config)), controller.address.clone());
-    let connect = tower::service_fn(move |_: Uri| {
-        let (connector, address) = (connector.clone(), address.clone());
-        async move {
-            let stream = tokio::net::TcpStream::connect(address).await?;
-            connector
-                .connect(ServerName::try_from(CONTROLLER_NAME).unwrap(), stream)
-                .await
-                .map(TokioIo::new)
-        }
-    });
-    let channel = Endpoint::from_static("http://controller")
-        .connect_with_connector(connect)
-        .await;
-    channel.map_err(|error| format!("{error:?}"))
-}
-
-/// Opens the node stream; the first answer.
-async fn connect(channel: Channel, name: &str) -> Result<ControllerMessage, Status> {
+/// Opens the node stream and takes the first answer.
+async fn connect(channel: Channel, name: &str) -> Result<Open, Status> {
     let hello = NodeMessage {
         message: Some(Message::Hello(Hello {
             node: name.to_owned(),
@@ -205,14 +56,14 @@ async fn connect(channel: Channel, name: &str) -> Result<ControllerMessage, Stat
             ..Hello::default()
         })),
     };
-    let (sender, messages) = tokio::sync::mpsc::channel(1);
+    let (sender, messages) = mpsc::channel(1);
     sender.send(hello).await.unwrap();
     let messages = tokio_stream::wrappers::ReceiverStream::new(messages);
     let mut answers = NodeServiceClient::new(channel).connect(messages).await?.into_inner();
-    answers
-        .message()
-        .await?
-        .ok_or_else(|| Status::aborted("the stream ended"))
+    match answers.message().await? {
+        Some(_) => Ok((sender, answers)),
+        None => Err(Status::aborted("the stream ended")),
+    }
 }
 
 /// Tries to get node `n1`'s state; true when it comes.
@@ -221,22 +72,13 @@ async fn is_served(
     credentials: Option<&Credentials>,
     version: &'static SupportedProtocolVersion,
 ) -> bool {
-    let Ok(channel) = channel(controller, credentials, version).await else {
+    let Ok(channel) = controller.channel(credentials, version).await else {
         return false;
     };
     tokio::time::timeout(DEADLINE, connect(channel, "n1"))
         .await
         .expect("an answer")
         .is_ok()
-}
-
-fn request(key: &KeyPair) -> Vec<u8> {
-    CertificateParams::new(Vec::new())
-        .unwrap()
-        .serialize_request(key)
-        .unwrap()
-        .der()
-        .to_vec()
 }
 
 const N1: &str = "spiffe://test.example/node/n1";
@@ -380,7 +222,7 @@ fn hostile(authority: &(String, String)) -> Vec<(&'static str, Credentials, &'st
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_certificates_are_refused_with_a_reason() {
-    let controller = Controller::start();
+    let controller = start();
     let authority = controller.authority();
     let good = signed(&node(N1), &authority);
     assert!(
@@ -411,22 +253,14 @@ async fn hostile_certificates_are_refused_with_a_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_are_given_to_who_may_have_them() {
-    let controller = Controller::start();
+    let controller = start();
     let good = signed(&node(N1), &controller.authority());
     let key = KeyPair::generate().unwrap();
     let mut broken = request(&key);
     *broken.last_mut().unwrap() ^= 1;
     let ask = async |credentials: Option<&Credentials>, name: &str, token: &str, csr: Vec<u8>| {
-        let channel = channel(&controller, credentials, &TLS13).await.unwrap();
-        let request = IssueRequest {
-            node: name.to_owned(),
-            token: token.to_owned(),
-            certificate_signing_request: csr,
-        };
-        let answer = BootstrapServiceClient::new(channel).issue(request).await;
-        answer
-            .map(tonic::Response::into_inner)
-            .map_err(|status| status.message().to_owned())
+        let channel = controller.channel(credentials, &TLS13).await.unwrap();
+        issue(channel, name, token, csr).await
     };
     let refused = async |credentials: Option<&Credentials>, name: &str, token: &str, csr: Vec<u8>, reason: &str| {
         let answer = ask(credentials, name, token, csr).await;
@@ -458,6 +292,14 @@ async fn certificates_are_given_to_who_may_have_them() {
     refused(Some(&good), "n1", &"x".repeat(20_000), request(&key), "longer than").await;
 
     let issued = ask(Some(&good), "n1", "", request(&key)).await.expect("a renewal");
+    let certificate = issued.certificates.first().unwrap();
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).unwrap();
+    let begins = u64::try_from(parsed.validity().not_before.timestamp()).unwrap();
+    let four_minutes_ago = SystemTime::now() - Duration::from_mins(4);
+    assert!(
+        SystemTime::UNIX_EPOCH + Duration::from_secs(begins) < four_minutes_ago,
+        "a node whose clock is behind takes it"
+    );
     let renewed = (
         CertificateDer::from(issued.certificates.into_iter().next().unwrap()),
         key,
@@ -468,9 +310,29 @@ async fn certificates_are_given_to_who_may_have_them() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_ends_with_its_certificate() {
+    let controller = start();
+    let mut params = node(N1);
+    params.not_after = (SystemTime::now() + Duration::from_secs(3)).into();
+    let short = signed(&params, &controller.authority());
+    let channel = controller.channel(Some(&short), &TLS13).await.unwrap();
+    let (_sender, mut stream) = connect(channel, "n1").await.expect("as long as it is valid");
+    let ending = async { while let Ok(Some(_)) = stream.message().await {} };
+    tokio::time::timeout(DEADLINE, ending).await.expect("its end");
+    // Certificates count whole seconds.
+    let end = SystemTime::from(params.not_after) - Duration::from_secs(1);
+    assert!(SystemTime::now() >= end, "not before");
+    controller.logs("certificate");
+    assert!(
+        !is_served(&controller, Some(&short), &TLS13).await,
+        "and it opens no other"
+    );
+}
+
 #[test]
 fn what_is_no_tls_is_refused_and_holds_up_nobody() {
-    let controller = Controller::start();
+    let controller = start();
     // Silent ones stay open while another is refused.
     let silent: Vec<StdStream> = (0..16)
         .map(|_| StdStream::connect(&controller.address).unwrap())
@@ -487,7 +349,7 @@ fn what_is_no_tls_is_refused_and_holds_up_nobody() {
 #[test]
 fn the_key_of_the_authority_is_its_owners_alone() {
     use std::os::unix::fs::PermissionsExt as _;
-    let controller = Controller::start();
+    let controller = start();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     let folder = controller.folder.path().join("ca");
     assert_eq!((mode(&folder), mode(&folder.join("ca.key"))), (0o700, 0o600));

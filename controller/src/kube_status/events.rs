@@ -1,5 +1,5 @@
-//! Writes findings as Events on objects whose kind has no status. An Event's name is made of what it says, so that it is there
-//! once whoever writes it, and again only after the API server has dropped it.
+//! Writes findings as Events on objects: all of them where the kind has no status, errors where it has one. An Event's name is made
+//! of what it says, so that it is there once whoever writes it, and again only after the API server has dropped it.
 
 use std::{
     collections::BTreeMap,
@@ -62,17 +62,19 @@ impl Events {
         key: &'a PolicyKey,
         standing: &'a Standing,
     ) -> impl Iterator<Item = (String, &'a Diagnostic)> {
-        let named = standing
-            .findings
-            .iter()
+        // A warning is in the condition Accepted.
+        let errors_only = super::status_of(key.kind).is_some();
+        let findings = standing.findings.iter();
+        let named = findings
+            .filter(move |found| !errors_only || found.severity == Severity::Error)
             .take(PER_OBJECT_MAX)
             .map(|found| (name(key, standing, found), found));
-        named.filter(|(name, _)| !self.said.contains_key(&(key.namespace.clone(), name.clone())))
+        named.filter(|(name, _)| !self.said.contains_key(&(namespace(key).to_owned(), name.clone())))
     }
 
     /// Says what has not been said.
     pub(super) async fn write(&mut self, key: &PolicyKey, standing: &Standing) -> kube::Result<()> {
-        let api: Api<Event> = Api::namespaced(self.client.clone(), &key.namespace);
+        let api: Api<Event> = Api::namespaced(self.client.clone(), namespace(key));
         let missing: Vec<(String, Diagnostic)> = self
             .missing(key, standing)
             .map(|(name, found)| (name, found.clone()))
@@ -90,9 +92,18 @@ impl Events {
                     RETRY
                 }
             };
-            self.said.insert((key.namespace.clone(), name), Instant::now() + again);
+            self.said
+                .insert((namespace(key).to_owned(), name), Instant::now() + again);
         }
         result
+    }
+}
+
+/// Where Events of an object are: those of cluster-wide ones where everybody's are.
+fn namespace(key: &PolicyKey) -> &str {
+    match key.namespace.as_str() {
+        "" => "default",
+        namespace => namespace,
     }
 }
 
@@ -130,13 +141,13 @@ fn event(name: &str, key: &PolicyKey, standing: &Standing, found: &Diagnostic, i
     Event {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
-            namespace: Some(key.namespace.clone()),
+            namespace: Some(namespace(key).to_owned()),
             ..ObjectMeta::default()
         },
         regarding: Some(ObjectReference {
             api_version: Some(api_version.to_owned()),
             kind: Some(key.kind.to_string()),
-            namespace: Some(key.namespace.clone()),
+            namespace: Some(key.namespace.clone()).filter(|namespace| !namespace.is_empty()),
             name: Some(key.name.clone()),
             uid: Some(standing.uid.clone()),
             ..ObjectReference::default()

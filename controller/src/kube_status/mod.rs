@@ -1,5 +1,5 @@
-//! What is said on the objects of the API server: conditions on kinds with a status, Events on those without. Every replica
-//! serves nodes; only the one that holds the Lease writes here.
+//! What is said on the objects of the API server: conditions on kinds with a status, Events on those without, and Events of
+//! errors on all. Every replica serves nodes; only the one that holds the Lease writes here.
 //!
 //! Nothing is written that is there already; one pass writes one object after the other, at most [`WRITES_PER_SECOND`]; what
 //! fails is tried again later and later. A status of ours changes no generation, so our own writes wake nobody.
@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead_policy::model::PolicyKind;
+use bulkhead_policy::model::{PolicyKey, PolicyKind};
 use kube::{
     Client,
     core::{ApiResource, GroupVersionKind},
@@ -82,25 +82,27 @@ async fn write(
                 statuses = statuses.forgotten();
                 break;
             }
-            let written = match status_of(key.kind) {
-                Some(resource) if statuses.lacks(key, standing) => {
-                    pace.tick().await;
-                    statuses.write(&resource, key, standing).await
-                }
-                None if events.lacks(key, standing) => {
-                    pace.tick().await;
-                    events.write(key, standing).await
-                }
-                _ => continue,
-            };
-            metrics.status_written(written.is_ok());
-            if let Err(error) = written {
-                tracing::warn!(policy = %key, %error, "what became of the policy cannot be written; trying again");
+            if events.lacks(key, standing) {
+                pace.tick().await;
+                told(&metrics, key, events.write(key, standing).await);
+            }
+            if let Some(resource) = status_of(key.kind)
+                && statuses.lacks(key, standing)
+            {
+                pace.tick().await;
+                told(&metrics, key, statuses.write(&resource, key, standing).await);
             }
         }
         tokio::select! {
             changed = standings.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(AGAIN) => {}
         }
+    }
+}
+
+fn told(metrics: &Metrics, key: &PolicyKey, written: kube::Result<()>) {
+    metrics.status_written(written.is_ok());
+    if let Err(error) = written {
+        tracing::warn!(policy = %key, %error, "what became of the policy cannot be written; trying again");
     }
 }

@@ -198,7 +198,7 @@ impl Cluster {
 
     /// Creates an object of a kind whose definition may be on its way.
     pub(crate) async fn created_when_possible(&self, object: Value, within: Duration) {
-        let collection = path(&word(&object, "/kind"), "");
+        let collection = path(&word(&object, "/kind"), &word(&object, "/metadata/namespace"));
         let creating = async {
             while let Err(error) = self.request("POST", &collection, Some(object.clone())).await {
                 let coming = matches!(&error, kube::Error::Api(status) if status.code == 404);
