@@ -44,7 +44,7 @@ cargo xtask COMMAND
   conformance [--suite network-policy|network-policy-api] [--focus REGEX] [--smoke] [--without-agents]
                           upstream's suites on the cluster; without agents the specs that deny must fail
   acceptance [--starts N] [--only SCENE] [--keep]
-                          a new cluster: cold start, policies awaited, deny-all and back, pods that start together, upgrade
+                          a new cluster: cold start, policies awaited, deny-all and back, pods that start together, upgrade, reboot
   mutants [NAME…] [--list]
                           named faults, each of which a test must catch; NAME may be an area (verdict, policy, plan, agent)
 

@@ -48,35 +48,54 @@ pub(super) fn make(nodes: usize) -> Result<()> {
     ip(CONTROL, "addr add fd00:200::1/64 dev br0 nodad")?;
     ip(CONTROL, "link set br0 up")?;
     for number in 1..=nodes {
-        let node = namespace(number);
-        add(&node)?;
-        ip(
-            CONTROL,
-            &format!("link add v{number} type veth peer name eth0 netns {node}"),
-        )?;
-        ip(CONTROL, &format!("link set v{number} master br0 up"))?;
-        let [ipv4, ipv6] = addresses(number);
-        ip(&node, &format!("addr add {ipv4}/24 dev eth0"))?;
-        ip(&node, &format!("addr add {ipv6}/64 dev eth0 nodad"))?;
-        ip(&node, "link set eth0 up")?;
-        ip(&node, &format!("route add default via {CONTROL_ADDRESS}"))?;
-        ip(&node, "-6 route add default via fd00:200::1")?;
-        for setting in ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"] {
-            inside(&node, &["sysctl", "-qw", setting])?;
-        }
+        make_node(number)?;
     }
-    for to in 1..=nodes {
+    for from in (1..=nodes).map(namespace).chain([CONTROL.to_owned()]) {
+        make_routes(&from, nodes)?;
+    }
+    Ok(())
+}
+
+/// A node's namespace and its wire to the bridge.
+fn make_node(number: usize) -> Result<()> {
+    let node = namespace(number);
+    add(&node)?;
+    ip(
+        CONTROL,
+        &format!("link add v{number} type veth peer name eth0 netns {node}"),
+    )?;
+    ip(CONTROL, &format!("link set v{number} master br0 up"))?;
+    let [ipv4, ipv6] = addresses(number);
+    ip(&node, &format!("addr add {ipv4}/24 dev eth0"))?;
+    ip(&node, &format!("addr add {ipv6}/64 dev eth0 nodad"))?;
+    ip(&node, "link set eth0 up")?;
+    ip(&node, &format!("route add default via {CONTROL_ADDRESS}"))?;
+    ip(&node, "-6 route add default via fd00:200::1")?;
+    for setting in ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"] {
+        inside(&node, &["sysctl", "-qw", setting])?;
+    }
+    Ok(())
+}
+
+/// Routes from a namespace to the pods of all other nodes.
+fn make_routes(from: &str, nodes: usize) -> Result<()> {
+    for to in (1..=nodes).filter(|to| namespace(*to) != from) {
         for (network, address) in pod_networks(to).iter().zip(addresses(to)) {
-            for from in (1..=nodes)
-                .filter(|from| *from != to)
-                .map(namespace)
-                .chain([CONTROL.to_owned()])
-            {
-                ip(&from, &format!("route add {network} via {address}"))?;
-            }
+            ip(from, &format!("route add {network} via {address}"))?;
         }
     }
     Ok(())
+}
+
+/// A node's namespace afresh, as a machine has it that was switched off and on: no device, rule or route of before is left.
+pub(super) fn renew(number: usize, nodes: usize) -> Result<()> {
+    output_of(Command::new("ip").args(["netns", "del", &namespace(number)]))?;
+    // The bridge's end of the wire goes with the other one, but not at once.
+    let device = format!("v{number}");
+    let gone = || output_of(Command::new("ip").args(["-n", CONTROL, "link", "show", &device])).is_err();
+    super::process::wait_until("the node's wire to go", super::READY_WITHIN, gone)?;
+    make_node(number)?;
+    make_routes(&namespace(number), nodes)
 }
 
 /// Removes the namespaces, and with them all that is in them.

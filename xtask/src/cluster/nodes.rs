@@ -112,28 +112,38 @@ pub(crate) fn inside(cluster: &Cluster, number: usize, program: &Path) -> Result
 
 /// Kills all nodes at once, then waits for them and removes their cgroups.
 pub(super) fn end_all(state: &Path, nodes_max: usize) -> Result<()> {
-    let files: Vec<PathBuf> = (1..=nodes_max)
-        .map(|number| state.join(format!("n{number}.pid")))
-        .collect();
     for number in 1..=nodes_max {
-        // Its first process, not the one that waits for it: the kernel then ends the whole namespace.
-        if let Some(id) = process_of(state, number) {
-            process::kill(id, "KILL")?;
-        }
+        kill(state, number)?;
     }
-    for (at, file) in files.iter().enumerate() {
-        let node = format!("n{}", at + 1);
-        process::wait_until(&format!("the end of node {node}"), END_WITHIN, || {
-            process::alive(file).is_none()
-        })?;
-        process::wait_until(&format!("the cgroups of node {node} to empty"), END_WITHIN, || {
-            cgroups_of(&node)
-                .iter()
-                .filter(|path| path.exists())
-                .all(|path| remove_cgroup(path))
-        })?;
-    }
-    Ok(())
+    (1..=nodes_max).try_for_each(|number| ended(state, number))
+}
+
+/// Takes a node's power away and starts it again: its processes, pods, devices and kernel programs are gone, its disk is not.
+pub(crate) fn reboot(cluster: &Cluster, number: usize) -> Result<()> {
+    kill(&cluster.state, number)?;
+    ended(&cluster.state, number)?;
+    network::renew(number, cluster.nodes)?;
+    start(cluster, number, &cluster.proxy)
+}
+
+/// Kills a node's first process, not the one that waits for it: the kernel then ends the whole namespace.
+fn kill(state: &Path, number: usize) -> Result<()> {
+    process_of(state, number).map_or(Ok(()), |id| process::kill(id, "KILL"))
+}
+
+/// Waits until nothing of a killed node runs, and removes its cgroups.
+fn ended(state: &Path, number: usize) -> Result<()> {
+    let node = format!("n{number}");
+    let file = state.join(format!("{node}.pid"));
+    process::wait_until(&format!("the end of node {node}"), END_WITHIN, || {
+        process::alive(&file).is_none()
+    })?;
+    process::wait_until(&format!("the cgroups of node {node} to empty"), END_WITHIN, || {
+        cgroups_of(&node)
+            .iter()
+            .filter(|path| path.exists())
+            .all(|path| remove_cgroup(path))
+    })
 }
 
 /// A node's cgroup in each hierarchy: one each with version 1, a single one with version 2.
