@@ -213,11 +213,11 @@ impl Stack {
             let Some(metadata) = value.get_mut("metadata") else {
                 bail!("{file}: a document has no metadata")
             };
-            if kind.ends_with("NetworkPolicy") {
+            if kind.ends_with("Policy") {
                 self.generation += 1;
                 metadata["generation"] = self.generation.into();
                 let text = |key: &str| metadata.get(key).and_then(Value::as_str).map(str::to_owned);
-                let cluster = kind == "ClusterNetworkPolicy";
+                let cluster = kind.starts_with("Cluster");
                 self.applied.push(Applied {
                     file: file.to_owned(),
                     namespace: if cluster {
