@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use notify::{RecursiveMode, Watcher};
+use notify::{
+    EventKind, RecursiveMode, Watcher,
+    event::{AccessKind, AccessMode},
+};
 use tokio::sync::{mpsc, watch};
 
 use super::{
@@ -60,6 +63,12 @@ impl Look {
     }
 }
 
+/// False of what reading causes: our own would wake us, and we would never sleep.
+fn is_change(event: &notify::Event) -> bool {
+    let written = EventKind::Access(AccessKind::Close(AccessMode::Write));
+    !event.kind.is_access() || event.kind == written
+}
+
 /// How installing goes, for status: empty when the plugin is in place.
 pub type Trouble = watch::Sender<String>;
 
@@ -105,9 +114,11 @@ impl Installation {
 
     /// Tells of changes in the folder; `None` while there is no such folder.
     fn watcher(&self, sender: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
-        let tell = move |_| {
-            // One notice that waits is enough: the reader looks at everything.
-            sender.try_send(()).ok();
+        let tell = move |event: notify::Result<notify::Event>| {
+            if event.map_or(true, |event| is_change(&event)) {
+                // One notice that waits is enough: the reader looks at everything.
+                sender.try_send(()).ok();
+            }
         };
         let mut watcher = notify::recommended_watcher(tell).ok()?;
         watcher.watch(&self.conf_dir, RecursiveMode::NonRecursive).ok()?;
@@ -276,6 +287,22 @@ mod tests {
     fn plugins(path: &Path) -> usize {
         let value: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
         value["plugins"].as_array().unwrap().len()
+    }
+
+    #[test]
+    fn reading_is_no_change() {
+        for (kind, expected) in [
+            (EventKind::Access(AccessKind::Open(AccessMode::Read)), false),
+            (EventKind::Access(AccessKind::Close(AccessMode::Read)), false),
+            (EventKind::Access(AccessKind::Close(AccessMode::Write)), true),
+            (EventKind::Create(notify::event::CreateKind::File), true),
+            (EventKind::Modify(notify::event::ModifyKind::Any), true),
+            (EventKind::Remove(notify::event::RemoveKind::File), true),
+            // Notices were lost.
+            (EventKind::Other, true),
+        ] {
+            assert_eq!(is_change(&notify::Event::new(kind)), expected, "{kind:?}");
+        }
     }
 
     #[test]
