@@ -150,13 +150,36 @@ fn open_definition() -> serde_json::Value {
                 "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}]}})
 }
 
+/// Waits until the ClusterNetworkPolicy `web` and an Event say that it cannot be accepted.
+async fn said_on_the_object(cluster: &Cluster) {
+    let said = async {
+        loop {
+            let object = cluster.get("ClusterNetworkPolicy", "", "web").await.unwrap();
+            let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let events = cluster.list("Event", "default").await;
+            let refused = conditions
+                .iter()
+                .any(|it| it["type"] == "Accepted" && it["status"] == "False");
+            let told = |event: &serde_json::Value| {
+                event["reason"] == "Invalid" && event["regarding"]["uid"] == object["metadata"]["uid"]
+            };
+            if refused && events.iter().any(told) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let found = tokio::time::timeout(DEADLINE, said).await.is_ok();
+    assert!(found, "neither status nor Event");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_read_denies_or_keeps_what_it_said() {
     let Some(cluster) = Cluster::start().await else { return };
     cluster.namespace("shop").await;
     cluster.create(pod("web", "n1", &["10.0.1.1"])).await;
     let mut arguments = cluster.arguments();
-    arguments.extend(["--install-crds", "false"].map(Into::into));
+    arguments.extend(["--install-crds", "false", "--namespace", "shop"].map(Into::into));
     let controller = Controller::start_with(arguments).await;
     // Without the definition the rest is served; with it, its objects come.
     controller.status_within(DEADLINE, |status| pods(status) == 1).await;
@@ -185,6 +208,7 @@ async fn what_cannot_be_read_denies_or_keeps_what_it_said() {
     assert_eq!(errors(&status), ["ClusterNetworkPolicy web".to_owned()].into());
     assert!(!status.policies[0].accepted);
     assert_eq!(status.policies[0].endpoints, 1, "it denies what it selects");
+    said_on_the_object(&cluster).await;
 
     // What is wrong from the beginning is only said; what was good stays.
     cluster
