@@ -13,6 +13,7 @@ use bulkhead_policy::{
     testing,
 };
 use proptest::prelude::*;
+use std::sync::Arc;
 
 /// Manifests have no guards and no shadow mode yet.
 fn as_manifests_say(object: Object) -> Object {
@@ -28,7 +29,7 @@ fn as_manifests_say(object: Object) -> Object {
         Object::Policy(policy) => Object::Policy(plain(policy)),
         // Manifests know one network.
         Object::Workload(mut workload) => {
-            workload.zone = Zone::default();
+            Arc::make_mut(&mut workload).zone = Zone::default();
             Object::Workload(workload)
         }
         other => other,

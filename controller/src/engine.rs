@@ -119,9 +119,11 @@ impl Engine {
         let mut stale = false;
         while let Some(input) = inputs.blocking_recv() {
             self.pulse.begin();
-            stale |= !matches!(input, Input::Review { .. });
             match input {
-                Input::Batch(batch) => self.batch(batch),
+                Input::Batch(batch) => {
+                    self.batch(batch);
+                    stale = true;
+                }
                 Input::Announce {
                     node,
                     announcement,
@@ -132,6 +134,7 @@ impl Engine {
                     let known = self.worlds.borrow().announced.get(&node).copied();
                     if !events.is_empty() || known != Some(self.facts.announced_by(&node)) {
                         self.compile(&events, Instant::now(), Some(&node));
+                        stale = true;
                     }
                     // A node that left meanwhile does not want the answer.
                     drop(answer.send(rejected));

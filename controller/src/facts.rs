@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use bulkhead_policy::model::{Event, Node, Object, ObjectKey, Workload, WorkloadKey};
@@ -28,18 +29,24 @@ struct Announced {
     assigned: bool,
 }
 
+/// Before all workloads.
+const FIRST_WORKLOAD: WorkloadKey = WorkloadKey {
+    namespace: String::new(),
+    name: String::new(),
+};
+
 /// Everything one node announced last.
 type Said = BTreeMap<WorkloadKey, v1::AnnouncedEndpoint>;
 
 /// Declared objects that announcements are checked against.
 #[derive(Debug, Default)]
 pub(crate) struct Facts {
-    workloads: BTreeMap<WorkloadKey, Workload>,
+    workloads: BTreeMap<WorkloadKey, Arc<Workload>>,
     nodes: BTreeMap<String, Node>,
     /// What nodes say are addresses of their own devices.
     own: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Who declares an address.
-    declared: BTreeMap<IpAddr, BTreeSet<WorkloadKey>>,
+    declared: BTreeSet<(IpAddr, WorkloadKey)>,
     /// What nodes announce and are believed.
     announced: BTreeMap<WorkloadKey, Announced>,
     /// Whose an announced address is.
@@ -83,6 +90,15 @@ impl Facts {
         taken
     }
 
+    /// Who declares an address.
+    fn declarers(&self, address: IpAddr) -> impl Iterator<Item = &WorkloadKey> {
+        let first = (address, FIRST_WORKLOAD);
+        let declared = self.declared.range(first..);
+        declared
+            .take_while(move |(other, _)| *other == address)
+            .map(|(_, key)| key)
+    }
+
     fn changed(&self, keys: BTreeSet<WorkloadKey>) -> impl Iterator<Item = Event> {
         keys.into_iter().filter_map(|key| {
             Some(Event::Upsert(Object::Workload(
@@ -117,9 +133,9 @@ impl Facts {
             Object::Workload(workload) => {
                 self.undeclare(&workload.key);
                 for address in &workload.addresses {
-                    self.declared.entry(*address).or_default().insert(workload.key.clone());
+                    self.declared.insert((*address, workload.key.clone()));
                 }
-                self.workloads.insert(workload.key.clone(), workload.clone());
+                self.workloads.insert(workload.key.clone(), Arc::clone(workload));
                 return self.believe_again(&workload.key);
             }
             Object::Node(node) => drop(self.nodes.insert(node.name.clone(), node.clone())),
@@ -137,12 +153,7 @@ impl Facts {
             return;
         };
         for address in &workload.addresses {
-            if let Some(holders) = self.declared.get_mut(address) {
-                holders.remove(key);
-                if holders.is_empty() {
-                    self.declared.remove(address);
-                }
-            }
+            self.declared.remove(&(*address, key.clone()));
         }
     }
 
@@ -155,7 +166,7 @@ impl Facts {
             if let Ok(announced) = self.check(&node, &key, endpoint, said) {
                 self.doubted.remove(&(node, key.clone()));
                 for address in &announced.addresses {
-                    changed.extend(self.declared.get(address).into_iter().flatten().cloned());
+                    changed.extend(self.declarers(*address).cloned());
                 }
                 self.hold(key.clone(), announced);
                 changed.insert(key);
@@ -198,19 +209,23 @@ impl Facts {
 
     /// The workload with the addresses its node announced, where these are newer than its own: the CNI gave them, or it has
     /// none. An address that its node's CNI has given to another pod since is not its own any more.
-    fn effective(&self, workload: &Workload) -> Workload {
-        let mut workload = workload.clone();
+    fn effective(&self, workload: &Arc<Workload>) -> Arc<Workload> {
+        let mut workload = Arc::clone(workload);
         if let Some(announced) = self.announced.get(&workload.key)
             && workload.node.as_ref() == Some(&announced.node)
             && same_uid(&workload.uid, &announced.uid)
             && (workload.addresses.is_empty() || (announced.assigned && !announced.addresses.is_empty()))
         {
-            workload.addresses.clone_from(&announced.addresses);
+            if workload.addresses != announced.addresses {
+                Arc::make_mut(&mut workload).addresses.clone_from(&announced.addresses);
+            }
         } else {
-            let (key, node) = (&workload.key, &workload.node);
-            workload
-                .addresses
-                .retain(|address| !self.moved(address, key, node.as_deref()));
+            let (key, node) = (&workload.key, workload.node.as_deref());
+            let moved = |address: &&IpAddr| self.moved(address, key, node);
+            let moved: Vec<IpAddr> = workload.addresses.iter().filter(moved).copied().collect();
+            for address in moved {
+                Arc::make_mut(&mut workload).addresses.remove(&address);
+            }
         }
         workload
     }
@@ -251,11 +266,13 @@ impl Facts {
                 }
             }
         }
-        let before: BTreeMap<&WorkloadKey, &Announced> =
-            self.announced.iter().filter(|(_, old)| old.node == node).collect();
+        let said_before = self.said.get(node).into_iter().flatten();
+        let before: BTreeMap<&WorkloadKey, &Announced> = said_before
+            .filter_map(|(key, _)| self.announced.get_key_value(key).filter(|(_, old)| old.node == node))
+            .collect();
         let gone: BTreeSet<WorkloadKey> = before.keys().map(|key| (*key).clone()).collect();
         let addresses = before.values().copied().chain(believed.values());
-        let holders = addresses.flat_map(|announced| announced.addresses.iter().filter_map(|at| self.declared.get(at)));
+        let holders = addresses.flat_map(|announced| announced.addresses.iter().map(|at| self.declarers(*at)));
         // Everyone whose addresses may follow from this announcement.
         let touched: BTreeSet<WorkloadKey> = holders
             .flatten()
@@ -268,7 +285,7 @@ impl Facts {
             facts
                 .workloads
                 .get(key)
-                .map(|workload| facts.effective(workload).addresses)
+                .map(|workload| facts.effective(workload).addresses.clone())
         };
         let were: Vec<_> = touched.iter().map(|key| addresses_of(self, key)).collect();
         for key in &gone {
@@ -310,7 +327,7 @@ impl Facts {
         let own = self.own.get(&node.name).into_iter().flatten();
         let inside = own.filter(|address| node.pod_ranges.iter().any(|range| range.contains(**address)));
         let free =
-            inside.filter(|address| !self.declared.contains_key(*address) && !self.holders.contains_key(*address));
+            inside.filter(|address| self.declarers(**address).next().is_none() && !self.holders.contains_key(*address));
         let believed: Vec<IpAddr> = free.copied().collect();
         node.addresses.extend(believed);
         node
@@ -334,8 +351,7 @@ impl Facts {
             return Some(format!("pod {holder}, as node {} says", by.node));
         }
         let bytes = address_to_bytes(address);
-        let declared = self.declared.get(&address)?;
-        let other = declared.iter().find(|other| {
+        let other = self.declarers(address).find(|other| {
             // The node's CNI has taken it from a pod of its own that it does not announce with that address.
             let moved = endpoint.assigned
                 && self
@@ -408,10 +424,9 @@ impl Facts {
 
     /// Endpoints the node announces and is believed.
     pub(crate) fn announced_by(&self, node: &str) -> usize {
-        self.announced
-            .values()
-            .filter(|announced| announced.node == node)
-            .count()
+        let said = self.said.get(node).into_iter().flatten();
+        let believed = said.filter(|(key, _)| self.announced.get(*key).is_some_and(|announced| announced.node == node));
+        believed.count()
     }
 
     /// Fills in how many objects there are.

@@ -48,10 +48,7 @@ impl Local {
         Self {
             digest: self.digest.after(&self.state, &delta),
             state: Arc::new(state),
-            step: Some(Arc::new(Step {
-                from: Arc::clone(&self.state),
-                delta,
-            })),
+            step: Step::kept(&self.state, delta),
         }
     }
 
@@ -66,6 +63,14 @@ impl Local {
 struct Step {
     from: Arc<State>,
     delta: Delta,
+}
+
+impl Step {
+    /// Nobody asks for what came of nothing: who has nothing is sent everything.
+    fn kept(from: &Arc<State>, delta: Delta) -> Option<Arc<Self>> {
+        let from = Arc::clone(from);
+        (*from != State::default()).then(|| Arc::new(Self { from, delta }))
+    }
 }
 
 fn difference(old: &Arc<State>, new: &Arc<State>, step: Option<&Step>) -> Delta {
@@ -91,7 +96,7 @@ pub(crate) struct World {
     step: Option<Arc<Step>>,
     pub(crate) locals: Table<String, Local>,
     /// Every node's endpoints.
-    endpoints: Table<WorkloadKey, Endpoint>,
+    endpoints: Table<WorkloadKey, Arc<Endpoint>>,
     /// How many endpoints of a node have a ruleset.
     users: Table<(Digest, String), u32>,
     pub(crate) policies: Table<PolicyKey, PolicyEntry>,
@@ -118,10 +123,7 @@ impl World {
                 networks: state.networks.clone(),
                 ..State::default()
             });
-            next.step = Some(Arc::new(Step {
-                from: Arc::clone(&self.shared),
-                delta: shared,
-            }));
+            next.step = Step::kept(&self.shared, shared);
         }
         next.endpoints = state.endpoints.clone();
         for (node, change) in self.concerned(&mut next.users, state, delta) {

@@ -5,6 +5,7 @@ use bulkhead_policy::{
     model::{Object, WorkloadKey},
 };
 use serde_json::Value;
+use std::sync::Arc;
 
 use crate::{
     address_group, cluster_network_policy,
@@ -58,7 +59,7 @@ pub fn lower_document(
         ("v1", "Node") => facts::lower_node(value, &mut report).map(Object::Node),
         ("v1", "Service") => facts::lower_service(value, &mut report).map(Object::Service),
         ("v1", "Pod") => match facts::lower_pod(value, &mut report) {
-            Some(Pod::Workload(workload)) => Some(Object::Workload(workload)),
+            Some(Pod::Workload(workload)) => Some(Object::Workload(Arc::new(workload))),
             Some(Pod::Host(pod)) => return Meaning::HostPod(pod),
             Some(Pod::Ended(key)) => return Meaning::EndedPod(key),
             None => None,

@@ -5,11 +5,12 @@ mod common;
 
 use bulkhead_policy::model::{NamedPort, Object, Protocol, TargetPort, Workload};
 use common::{lower, messages};
+use std::sync::Arc;
 
 fn workload(text: &str) -> Workload {
     let lowered = lower(text);
     match lowered.objects.into_iter().next() {
-        Some(Object::Workload(workload)) => workload,
+        Some(Object::Workload(workload)) => Arc::unwrap_or_clone(workload),
         other => panic!("no workload: {other:?}"),
     }
 }

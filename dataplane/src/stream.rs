@@ -204,19 +204,35 @@ impl Stream {
         }
     }
 
+    /// Says who is here, unless the controller was told just that on this connection.
+    async fn announce(
+        &self,
+        holding: &Holding,
+        told: &mut Option<Announcement>,
+        outbox: &mpsc::Sender<NodeMessage>,
+    ) -> Result<()> {
+        let now = announcement(holding);
+        if told.as_ref() == Some(&now) {
+            return Ok(());
+        }
+        *told = Some(now.clone());
+        send(outbox, node_message::Message::Announcement(now)).await
+    }
+
     async fn serve(
         &mut self,
         inbox: &mut Streaming<ControllerMessage>,
         outbox: &mpsc::Sender<NodeMessage>,
     ) -> Result<()> {
         let mut assembler = Assembler::default();
+        let mut told = None;
         // What is known now is news to this controller.
         self.holding.mark_changed();
         loop {
             tokio::select! {
                 changed = self.holding.changed() => {
                     changed.context("the sync thread has ended")?;
-                    self.tell(outbox).await?;
+                    self.tell(&mut told, outbox).await?;
                 }
                 message = message(inbox) => match message? {
                     None => return Ok(()),
@@ -226,7 +242,7 @@ impl Stream {
                     }
                     Some(controller_message::Message::Update(update)) => {
                         if let Some(revision) = assembler.push(update)? {
-                            self.apply(revision, outbox).await?;
+                            self.apply(revision, &mut told, outbox).await?;
                         }
                     }
                 },
@@ -235,7 +251,12 @@ impl Stream {
     }
 
     /// Hands a revision to the sync thread and acknowledges its answer.
-    async fn apply(&mut self, revision: Revision, outbox: &mpsc::Sender<NodeMessage>) -> Result<()> {
+    async fn apply(
+        &mut self,
+        revision: Revision,
+        told: &mut Option<Announcement>,
+        outbox: &mpsc::Sender<NodeMessage>,
+    ) -> Result<()> {
         let (reply, answer) = oneshot::channel();
         let number = revision.revision;
         let snapshot = revision.snapshot;
@@ -252,7 +273,7 @@ impl Stream {
         let error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
         self.from_scratch &= !(snapshot && error.is_empty());
         send(outbox, ack(&holding, number, error)).await?;
-        send(outbox, announcement(&holding)).await?;
+        self.announce(&holding, told, outbox).await?;
         match result {
             Err(error) if error.needs_snapshot() && !snapshot => {
                 self.from_scratch = true;
@@ -263,9 +284,9 @@ impl Stream {
     }
 
     /// Endpoints have changed since the last acknowledgement.
-    async fn tell(&mut self, outbox: &mpsc::Sender<NodeMessage>) -> Result<()> {
+    async fn tell(&mut self, told: &mut Option<Announcement>, outbox: &mpsc::Sender<NodeMessage>) -> Result<()> {
         let holding = self.holding.borrow_and_update().clone();
-        send(outbox, announcement(&holding)).await?;
+        self.announce(&holding, told, outbox).await?;
         if holding.digest.is_some() && !self.from_scratch {
             let error = holding.error.clone();
             send(outbox, ack(&holding, holding.revision, error)).await?;
@@ -284,11 +305,11 @@ fn ack(holding: &Holding, revision: u64, error: String) -> node_message::Message
     })
 }
 
-fn announcement(holding: &Holding) -> node_message::Message {
-    node_message::Message::Announcement(Announcement {
+fn announcement(holding: &Holding) -> Announcement {
+    Announcement {
         endpoints: holding.announced.clone(),
         node_addresses: holding.own.iter().map(|address| address_to_bytes(*address)).collect(),
-    })
+    }
 }
 
 async fn send(outbox: &mpsc::Sender<NodeMessage>, message: node_message::Message) -> Result<()> {

@@ -3,6 +3,7 @@
 
 #![allow(clippy::expect_used, reason = "a benchmark's own words are known to be right")]
 
+use std::sync::Arc;
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
@@ -23,13 +24,17 @@ const REPLICAS: u32 = 10;
 const APPS: u32 = 20;
 const ROUNDS: u32 = 1_000;
 
+fn shared(number: u32, namespaces: u32) -> Arc<Workload> {
+    Arc::new(workload(number, namespaces))
+}
+
 fn main() {
     let mut numbers = std::env::args().filter_map(|argument| argument.parse().ok());
     let (pods, policies) = (numbers.next().unwrap_or(10_000), numbers.next().unwrap_or(1_000));
     let pods_of = pods;
     let namespaces = (pods / (REPLICAS * APPS)).max(1);
     let objects: Vec<Object> = (0..pods)
-        .map(|number| Object::Workload(workload(number, namespaces)))
+        .map(|number| Object::Workload(shared(number, namespaces)))
         .chain((0..policies).map(|number| Object::Policy(policy(number, namespaces))))
         .collect();
     let start = Instant::now();
@@ -47,18 +52,18 @@ fn main() {
     time(
         "a pod is relabelled",
         &mut compiler,
-        Event::Upsert(Object::Workload(relabelled)),
+        Event::Upsert(Object::Workload(Arc::new(relabelled))),
     );
     time(
         "and back",
         &mut compiler,
-        Event::Upsert(Object::Workload(workload(7, namespaces))),
+        Event::Upsert(Object::Workload(shared(7, namespaces))),
     );
     let start = Instant::now();
     for round in 0..ROUNDS {
         let mut pod = workload(round, namespaces);
         pod.labels.insert("app".to_owned(), format!("app-{}", round % APPS));
-        compiler.apply(&[Event::Upsert(Object::Workload(pod))]);
+        compiler.apply(&[Event::Upsert(Object::Workload(Arc::new(pod)))]);
     }
     println!(
         "{ROUNDS} pods relabelled one by one: {:?} each",
@@ -67,7 +72,7 @@ fn main() {
     time(
         "a pod comes",
         &mut compiler,
-        Event::Upsert(Object::Workload(workload(pods_of, namespaces))),
+        Event::Upsert(Object::Workload(shared(pods_of, namespaces))),
     );
     time(
         "a policy comes",

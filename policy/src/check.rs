@@ -21,7 +21,7 @@ impl Compiler {
     /// for every event.
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
         let policies = self.policies.iter().flat_map(|policy| of_policy(self, &policy.policy));
-        let contested = self.index.places().filter_map(|(place, _)| contested(self, *place));
+        let contested = self.index.places().filter_map(|place| contested(self, place));
         let mut all: Vec<Diagnostic> = policies.chain(contested).chain(cut::all(self)).collect();
         sorted(&mut all);
         all

@@ -189,7 +189,7 @@ impl Compiler {
         match object {
             Object::Namespace(namespace) => self.index.set_namespace(&namespace.name, Some(namespace)),
             Object::Workload(workload) => {
-                drop(self.index.set_workload(&workload.key, Some(Arc::new(workload.clone()))));
+                drop(self.index.set_workload(&workload.key, Some(Arc::clone(workload))));
             }
             Object::Node(node) => self.set_node(&node.name, Some(Arc::new(node.clone()))),
             Object::Policy(policy) => self.set_policy(&policy.key, Some(policy)),

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
-    ops::Bound,
     sync::Arc,
 };
 
@@ -66,7 +65,8 @@ pub(crate) struct Index {
     pods_by_account: HashMap<String, BTreeSet<WorkloadId>>,
     nodes: BTreeMap<String, Arc<Node>>,
     nodes_by_label: Postings<String>,
-    claims: BTreeMap<Place, BTreeSet<Claimant>>,
+    /// One entry each: nearly every address has one claimant, and a set of its own would be ten times as large.
+    claims: BTreeSet<(Place, Claimant)>,
     pub(crate) dirty: Dirty,
 }
 
@@ -212,17 +212,12 @@ impl Index {
 
     fn claim(&mut self, place: Place, claimant: Claimant) {
         self.dirty.places.insert(place);
-        self.claims.entry(place).or_default().insert(claimant);
+        self.claims.insert((place, claimant));
     }
 
     fn disclaim(&mut self, place: Place, claimant: &Claimant) {
         self.dirty.places.insert(place);
-        if let Some(claimants) = self.claims.get_mut(&place) {
-            claimants.remove(claimant);
-            if claimants.is_empty() {
-                self.claims.remove(&place);
-            }
-        }
+        self.claims.remove(&(place, claimant.clone()));
     }
 
     /// Marks everybody of whom the atom holds: it is asked for the first time, or for the last.
@@ -265,15 +260,14 @@ impl Index {
     fn touch_places(&mut self, cidr: IpNetwork) {
         let zones: BTreeSet<Zone> = self.zones().collect();
         for zone in zones {
-            for (place, claimants) in self.claims.range((zone, cidr.network())..=(zone, cidr.broadcast())) {
+            let last = (zone, cidr.broadcast());
+            let inside = self.claims.range(((zone, cidr.network()), FIRST_CLAIMANT)..);
+            for (place, claimant) in inside.take_while(|(place, _)| *place <= last) {
                 self.dirty.places.insert(*place);
                 // The endpoint's own identity is that of its first address.
-                self.dirty
-                    .identities
-                    .extend(claimants.iter().filter_map(|claimant| match claimant {
-                        Claimant::Pod(id) => Some(*id),
-                        Claimant::Node(_) => None,
-                    }));
+                if let Claimant::Pod(id) = claimant {
+                    self.dirty.identities.insert(*id);
+                }
             }
         }
     }
@@ -340,21 +334,27 @@ impl Index {
     }
 
     pub(crate) fn claimants(&self, place: Place) -> impl Iterator<Item = &Claimant> {
-        self.claims.get(&place).into_iter().flatten()
+        let claims = self.claims.range((place, FIRST_CLAIMANT)..);
+        claims
+            .take_while(move |(other, _)| *other == place)
+            .map(|(_, claimant)| claimant)
     }
 
-    pub(crate) fn places(&self) -> impl Iterator<Item = (&Place, &BTreeSet<Claimant>)> {
-        self.claims.iter()
+    /// Addresses that somebody claims, each once.
+    pub(crate) fn places(&self) -> impl Iterator<Item = Place> {
+        let mut last = None;
+        let places = self.claims.iter().map(|(place, _)| *place);
+        places.filter(move |place| last.replace(*place) != Some(*place))
     }
 
     /// Zones somebody has an address in, in order.
     pub(crate) fn zones(&self) -> impl Iterator<Item = Zone> {
-        let mut after = None;
+        let mut from = Some(Zone(0));
         std::iter::from_fn(move || {
-            let from = after.map_or(Bound::Unbounded, |zone| Bound::Excluded((zone, LAST_ADDRESS)));
-            let ((zone, _), _) = self.claims.range((from, Bound::Unbounded)).next()?;
-            after = Some(*zone);
-            after
+            let first = ((from?, FIRST_ADDRESS), FIRST_CLAIMANT);
+            let ((zone, _), _) = self.claims.range(first..).next()?;
+            from = zone.0.checked_add(1).map(Zone);
+            Some(*zone)
         })
     }
 
@@ -405,7 +405,10 @@ fn unfile(filed: &mut HashMap<String, BTreeSet<WorkloadId>>, name: &str, id: Wor
     }
 }
 
-const LAST_ADDRESS: IpAddr = IpAddr::V6(std::net::Ipv6Addr::from_bits(u128::MAX));
+/// Before all addresses.
+const FIRST_ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+/// Before all claimants.
+const FIRST_CLAIMANT: Claimant = Claimant::Pod(0);
 
 /// Labels of a namespace nobody declared: the one the API server gives to every namespace.
 pub(crate) fn implied_labels(name: &str) -> Labels {

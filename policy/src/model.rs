@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    sync::Arc,
 };
 
 use ipnetwork::IpNetwork;
@@ -568,8 +569,8 @@ impl fmt::Display for RuleName {
 pub enum Object {
     /// A namespace.
     Namespace(Namespace),
-    /// A pod with an address of its own.
-    Workload(Workload),
+    /// A pod with an address of its own. Shared: there are many, and several tables keep them.
+    Workload(Arc<Workload>),
     /// A node.
     Node(Node),
     /// A policy of any kind.

@@ -39,7 +39,7 @@ impl Recorder {
 
     pub(crate) fn set_endpoint(&mut self, key: &WorkloadKey, value: Option<Endpoint>) {
         self.remember(ResourceName::Endpoint(key.clone()));
-        set(&mut self.state.endpoints, key.clone(), value);
+        set(&mut self.state.endpoints, key.clone(), value.map(Arc::new));
     }
 
     /// Adds a whole new ruleset, or removes one with its entries.

@@ -160,7 +160,7 @@ pub struct State {
     /// Rulesets by name.
     pub rulesets: Table<Digest, Arc<Ruleset>>,
     /// Endpoints.
-    pub endpoints: Table<WorkloadKey, Endpoint>,
+    pub endpoints: Table<WorkloadKey, Arc<Endpoint>>,
 }
 
 impl State {
@@ -217,7 +217,7 @@ pub enum Resource {
     /// An entry of a ruleset.
     RulesetEntry(Digest, PeerId, Arc<PortSet>),
     /// An endpoint.
-    Endpoint(WorkloadKey, Endpoint),
+    Endpoint(WorkloadKey, Arc<Endpoint>),
 }
 
 /// The difference between two states. Removing a ruleset removes its entries.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use bulkhead_policy::{
     compiler::{Compiler, ControlPlane},
@@ -79,7 +80,7 @@ fn no_policy_cuts_the_control_plane_off_and_the_linter_says_so() {
     let pods = [&controller, &neighbour, &impostor];
     let events: Vec<Event> = pods
         .iter()
-        .map(|pod| Event::Upsert(Object::Workload((*pod).clone())))
+        .map(|pod| Event::Upsert(Object::Workload(Arc::new((*pod).clone()))))
         .collect();
     compiler.apply(&events);
     let changes = compiler.apply(&[Event::Upsert(Object::Policy(deny_all()))]);

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+use std::sync::Arc;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -137,7 +138,7 @@ fn named(name: &str) -> WorkloadKey {
 }
 
 fn pod(name: &str, app: &str, address: &str) -> Object {
-    Object::Workload(Workload {
+    Object::Workload(Arc::new(Workload {
         key: named(name),
         uid: String::new(),
         labels: Labels::from([("app".into(), app.into())]),
@@ -148,7 +149,7 @@ fn pod(name: &str, app: &str, address: &str) -> Object {
         named_ports: Vec::new(),
         attachment: Attachment::default(),
         image_class: 0,
-    })
+    }))
 }
 
 fn pods(app: &str) -> PodMatch {

@@ -10,6 +10,7 @@ use bulkhead_policy::{
 };
 use bulkhead_policy::{probe::Probe, state::PeerId};
 use proptest::{collection::vec, prelude::*};
+use std::sync::Arc;
 
 /// The cluster in which this workload alone has the address.
 fn given_to(objects: &[Object], owner: &WorkloadKey, probe: &Probe, address: std::net::IpAddr) -> Vec<Object> {
@@ -17,10 +18,11 @@ fn given_to(objects: &[Object], owner: &WorkloadKey, probe: &Probe, address: std
     for object in &mut objects {
         match object {
             Object::Workload(workload) if workload.key == *owner => {
+                let workload = Arc::make_mut(workload);
                 workload.zone = probe.zone;
                 workload.addresses.insert(address);
             }
-            Object::Workload(workload) => drop(workload.addresses.remove(&address)),
+            Object::Workload(workload) => drop(Arc::make_mut(workload).addresses.remove(&address)),
             Object::Node(node) => drop(node.addresses.remove(&address)),
             _ => {}
         }

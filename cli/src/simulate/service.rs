@@ -1,5 +1,6 @@
 //! Services: what is behind a frontend, and one answer for all of it.
 
+use std::sync::Arc;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -17,7 +18,7 @@ pub(super) struct Services {
     all: Vec<Service>,
     frontends: BTreeMap<IpAddr, usize>,
     slices: BTreeMap<WorkloadKey, Vec<EndpointSlice>>,
-    workloads: BTreeMap<String, Vec<Workload>>,
+    workloads: BTreeMap<String, Vec<Arc<Workload>>>,
 }
 
 /// An address and port behind a frontend.
@@ -49,7 +50,7 @@ impl Services {
         }
         // Pods are looked up by a Service's selector only, and in its namespace.
         let namespaces: BTreeSet<&str> = services.all.iter().map(|it| it.key.namespace.as_str()).collect();
-        let mut workloads: BTreeMap<String, Vec<Workload>> = BTreeMap::new();
+        let mut workloads: BTreeMap<String, Vec<Arc<Workload>>> = BTreeMap::new();
         for object in objects {
             if let Object::Workload(workload) = object
                 && namespaces.contains(workload.key.namespace.as_str())
@@ -57,7 +58,7 @@ impl Services {
                 workloads
                     .entry(workload.key.namespace.clone())
                     .or_default()
-                    .push(workload.clone());
+                    .push(Arc::clone(workload));
             }
         }
         Self { workloads, ..services }

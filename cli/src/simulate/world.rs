@@ -82,7 +82,7 @@ impl World {
         };
         for object in lowered.objects {
             match object {
-                Object::Workload(workload) => world.add(workload),
+                Object::Workload(workload) => world.add(&workload),
                 Object::Node(node) => drop(world.node_addresses.insert(node.name, node.addresses)),
                 _ => {}
             }
@@ -90,11 +90,11 @@ impl World {
         Ok(world)
     }
 
-    fn add(&mut self, workload: Workload) {
+    fn add(&mut self, workload: &Workload) {
         for address in &workload.addresses {
             self.owners.entry(*address).or_default().push(workload.key.clone());
         }
-        self.pods.insert(workload.key, workload.addresses);
+        self.pods.insert(workload.key.clone(), workload.addresses.clone());
     }
 
     /// Judges a new connection.

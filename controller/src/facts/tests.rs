@@ -1,6 +1,7 @@
 //! What a node says is believed only where the declared pod lets it.
 
 use bulkhead_policy::model::{Attachment, Zone};
+use std::sync::Arc;
 
 use super::*;
 
@@ -35,7 +36,7 @@ fn facts(workloads: &[Workload]) -> Facts {
         workloads
             .iter()
             .cloned()
-            .map(|workload| Event::Upsert(Object::Workload(workload))),
+            .map(|workload| Event::Upsert(Object::Workload(Arc::new(workload)))),
     );
     facts.take(events);
     facts
@@ -75,14 +76,19 @@ fn an_address_the_api_does_not_show_yet_is_shared() {
     assert_eq!(facts.announced_by("n1"), 1);
     let (events, _) = facts.announce("n1", vec![says("a", "u1", &["10.1.0.5"])]);
     assert!(events.is_empty(), "said before");
-    let declared = Event::Upsert(Object::Workload(workload("a", "n1", "u1", &["10.1.0.6"])));
+    let declared = Event::Upsert(Object::Workload(Arc::new(workload("a", "n1", "u1", &["10.1.0.6"]))));
     let events = facts.take(vec![declared]);
     assert_eq!(
         shared(&events),
         [("a".to_owned(), vec!["10.1.0.6".to_owned()])],
         "the declaration counts"
     );
-    let events = facts.take(vec![Event::Upsert(Object::Workload(workload("a", "n1", "u2", &[])))]);
+    let events = facts.take(vec![Event::Upsert(Object::Workload(Arc::new(workload(
+        "a",
+        "n1",
+        "u2",
+        &[],
+    ))))]);
     assert_eq!(
         shared(&events),
         [("a".to_owned(), vec![])],
@@ -162,12 +168,12 @@ fn what_the_cni_gave_is_newer_than_what_the_api_shows() {
     assert_eq!(rejected, []);
     assert_eq!(shared(&events), [("web".to_owned(), vec!["10.1.0.9".to_owned()])]);
     // The API still shows the old one.
-    let events = facts.take(vec![Event::Upsert(Object::Workload(workload(
+    let events = facts.take(vec![Event::Upsert(Object::Workload(Arc::new(workload(
         "web",
         "n1",
         "u1",
         &["10.1.0.5"],
-    )))]);
+    ))))]);
     assert_eq!(shared(&events), [("web".to_owned(), vec!["10.1.0.9".to_owned()])]);
     // The same from a device, or out of range, is not believed.
     let (events, rejected) = facts.announce("n1", vec![says("web", "u1", &["10.1.0.9"])]);
@@ -184,13 +190,23 @@ fn a_pod_that_is_seen_after_its_announcement_has_its_address_at_once() {
     let mut facts = facts(&[]);
     let (events, rejected) = facts.announce("n1", vec![given("web", "u1", &["10.1.0.9"])]);
     assert_eq!((events.len(), rejected.len()), (0, 1));
-    let events = facts.take(vec![Event::Upsert(Object::Workload(workload("web", "n1", "u2", &[])))]);
+    let events = facts.take(vec![Event::Upsert(Object::Workload(Arc::new(workload(
+        "web",
+        "n1",
+        "u2",
+        &[],
+    ))))]);
     assert_eq!(
         shared(&events),
         [("web".to_owned(), Vec::new())],
         "another pod of that name"
     );
-    let events = facts.take(vec![Event::Upsert(Object::Workload(workload("web", "n1", "u1", &[])))]);
+    let events = facts.take(vec![Event::Upsert(Object::Workload(Arc::new(workload(
+        "web",
+        "n1",
+        "u1",
+        &[],
+    ))))]);
     assert_eq!(shared(&events), [("web".to_owned(), vec!["10.1.0.9".to_owned()])]);
 }
 

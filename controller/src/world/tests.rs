@@ -185,7 +185,7 @@ fn an_endpoint_that_moves_or_goes_leaves_nothing_behind() {
         let Object::Workload(mut workload) = pod(1, 3, "web") else {
             unreachable!()
         };
-        workload.node = Some(node.to_owned());
+        Arc::make_mut(&mut workload).node = Some(node.to_owned());
         Object::Workload(workload)
     };
     cluster.cost(moved("node-0-0"));

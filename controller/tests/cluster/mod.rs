@@ -23,7 +23,7 @@ use tokio::{
     sync::watch,
 };
 
-/// Only a failing test waits so long: a watch that was interrupted is tried again after up to 30 s.
+/// Only a failing test waits so long.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(150);
 
 /// An API server of its own folder and ports.

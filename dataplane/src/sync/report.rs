@@ -1,6 +1,9 @@
 //! What the node holds, in the words of the stream and of `GetEndpoints`.
 
-use std::{net::IpAddr, sync::PoisonError};
+use std::{
+    net::IpAddr,
+    sync::{Arc, PoisonError},
+};
 
 use bulkhead_policy::{
     digest::Digest,
@@ -38,7 +41,7 @@ impl Sync {
     }
 
     fn generations(&self) -> Vec<EndpointGeneration> {
-        let one = |(key, endpoint): (&WorkloadKey, &Endpoint)| {
+        let one = |(key, endpoint): (&WorkloadKey, &Arc<Endpoint>)| {
             let (live, why) = self.live(key);
             EndpointGeneration {
                 workload: Some(workload(key)),
@@ -115,7 +118,7 @@ impl Sync {
                 .map(|ruleset| ruleset.policies.clone())
                 .unwrap_or_default()
         };
-        let one = |(key, endpoint): (&WorkloadKey, &Endpoint)| {
+        let one = |(key, endpoint): (&WorkloadKey, &Arc<Endpoint>)| {
             let (live, error) = self.live(key);
             let device = self.endpoints.device(key).and_then(Result::ok);
             let identity = live.map_or(0, |live| live.identity);

@@ -1,5 +1,7 @@
 //! What can go wrong around an endpoint, and around the agent itself.
 
+use std::sync::Arc;
+
 use bulkhead_policy::model::{Attachment, WorkloadKey};
 use bulkhead_testbed::{Running, process::until};
 
@@ -25,7 +27,7 @@ fn a_missing_namespace_is_that_endpoints_trouble_only() {
     let good = world.state(&[allow(&["client"], "web")]);
     let mut broken = good.clone();
     let netns = Some("/run/netns/bh-there-is-none".to_owned());
-    broken.endpoints.get_mut(&key("intruder")).unwrap().attachment = Attachment { netns, device: None };
+    Arc::make_mut(broken.endpoints.get_mut(&key("intruder")).unwrap()).attachment = Attachment { netns, device: None };
     world.start_agent(&[]);
     let revision = world.controller.want(&broken);
     let ack = world.controller.ack(revision, "two enforced", |ack| {
@@ -58,7 +60,7 @@ fn a_device_can_be_named_and_come_late() {
     let mut world = World::new(&["client", "web"]);
     let mut state = world.state(&[allow(&["client"], "web")]);
     let device = world.net.pod("web").device.clone();
-    state.endpoints.get_mut(&key("web")).unwrap().attachment = Attachment {
+    Arc::make_mut(state.endpoints.get_mut(&key("web")).unwrap()).attachment = Attachment {
         netns: None,
         device: Some(device.clone()),
     };

@@ -1,5 +1,6 @@
 //! A node with pods, what the compiler says of them, an agent process, and real connections.
 
+use std::sync::Arc;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::ErrorKind,
@@ -169,7 +170,11 @@ impl World {
             addresses: node.addresses.into_iter().collect(),
             pod_ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
         });
-        let pods = self.net.pods.iter().map(|pod| Object::Workload(workload(pod)));
+        let pods = self
+            .net
+            .pods
+            .iter()
+            .map(|pod| Object::Workload(Arc::new(workload(pod))));
         let policies = policies.iter().cloned().map(Object::Policy);
         Compiler::from_scratch([node].into_iter().chain(pods).chain(policies))
             .state()

@@ -3,6 +3,7 @@
 
 mod policies;
 
+use std::sync::Arc;
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnetwork::IpNetwork;
@@ -258,7 +259,7 @@ fn slice() -> impl Strategy<Value = EndpointSlice> {
 pub fn object() -> impl Strategy<Value = Object> {
     prop_oneof![
         2 => namespace().prop_map(Object::Namespace),
-        6 => workload().prop_map(Object::Workload),
+        6 => workload().prop_map(|workload| Object::Workload(Arc::new(workload))),
         2 => node().prop_map(Object::Node),
         6 => policy().prop_map(Object::Policy),
         2 => service().prop_map(Object::Service),
@@ -280,7 +281,7 @@ pub fn cluster() -> impl Strategy<Value = Vec<Object>> {
     );
     parts.prop_map(|(namespaces, workloads, nodes, policies, services, slices, groups)| {
         let namespaces = namespaces.into_iter().map(Object::Namespace);
-        let workloads = workloads.into_iter().map(Object::Workload);
+        let workloads = workloads.into_iter().map(Arc::new).map(Object::Workload);
         let nodes = nodes.into_iter().map(Object::Node);
         let policies = policies.into_iter().map(Object::Policy);
         let services = services.into_iter().map(Object::Service);

@@ -404,7 +404,7 @@ impl Expected {
     }
 
     fn endpoint(&self, ifindex: u32) -> Option<&Endpoint> {
-        self.state.endpoints.get(self.devices.get(&ifindex)?)
+        Some(self.state.endpoints.get(self.devices.get(&ifindex)?)?.as_ref())
     }
 
     fn who(&self, peer: IpAddr) -> (Vec<PeerId>, u32) {

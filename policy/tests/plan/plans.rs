@@ -150,7 +150,9 @@ fn node() -> (State, LocalEndpoints) {
         rulesets: (0..RULESETS)
             .map(|number| (digest("ruleset", number), ruleset(number)))
             .collect(),
-        endpoints: (0..LOCAL).map(|number| (key(number), endpoint(number))).collect(),
+        endpoints: (0..LOCAL)
+            .map(|number| (key(number), Arc::new(endpoint(number))))
+            .collect(),
     };
     (state, (0..LOCAL).map(|number| (key(number), device(number))).collect())
 }
@@ -268,7 +270,7 @@ fn a_new_identity_is_one_entry_per_ruleset_before_its_first_binding() {
 fn a_local_pod_goes_live_last() {
     let (mut planner, _, _, mut local) = planned();
     let number = LOCAL;
-    let wanted = upsert([Resource::Endpoint(key(number), endpoint(number))]);
+    let wanted = upsert([Resource::Endpoint(key(number), Arc::new(endpoint(number)))]);
     let ops = planner.plan_delta(&wanted, &local).unwrap();
     assert_eq!(ops, [], "without a device it has no slot");
     local.insert(key(number), device(number));
@@ -307,10 +309,10 @@ fn a_policy_change_flips_its_endpoints_and_no_other() {
             let ingress = digest("changed", 1);
             new.endpoints.insert(
                 key.clone(),
-                Endpoint {
+                Arc::new(Endpoint {
                     ingress,
-                    ..endpoint.clone()
-                },
+                    ..Endpoint::clone(endpoint)
+                }),
             );
         }
     }
@@ -414,7 +416,7 @@ fn a_pod_of_the_same_name_is_another_endpoint() {
     let generation = |dump: &MapDump| dump.endpoints.iter().map(|word| word.generation).max().unwrap();
     let (before, old_slot) = (generation(&dump), dump.devices[&4]);
     let ops = planner
-        .plan_delta(&upsert([Resource::Endpoint(key(3), replaced)]), &local)
+        .plan_delta(&upsert([Resource::Endpoint(key(3), Arc::new(replaced))]), &local)
         .unwrap();
     dump.apply(&ops).unwrap();
     assert_eq!(
@@ -453,7 +455,10 @@ fn a_device_of_another_pod_is_not_the_endpoints() {
         },
     );
     let ops = planner
-        .plan_delta(&upsert([Resource::Endpoint(key(LOCAL), endpoint(LOCAL))]), &local)
+        .plan_delta(
+            &upsert([Resource::Endpoint(key(LOCAL), Arc::new(endpoint(LOCAL)))]),
+            &local,
+        )
         .unwrap();
     assert_eq!(ops, []);
     local.insert(
@@ -498,7 +503,7 @@ fn errors_say_what_is_missing_and_change_nothing() {
     let mut homeless = endpoint(0);
     homeless.egress = digest("nowhere", 0);
     let error = planner
-        .plan_delta(&upsert([Resource::Endpoint(key(0), homeless)]), &local)
+        .plan_delta(&upsert([Resource::Endpoint(key(0), Arc::new(homeless))]), &local)
         .unwrap_err();
     assert!(
         error.to_string().starts_with("endpoint ns/pod-0: its ruleset "),

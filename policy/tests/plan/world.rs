@@ -281,7 +281,7 @@ impl World {
         for (at, pod) in self.pods.iter().enumerate() {
             let Some(pod) = pod else { continue };
             used.extend([pod.egress, pod.ingress]);
-            state.endpoints.insert(key(at), endpoint(at, pod));
+            state.endpoints.insert(key(at), Arc::new(endpoint(at, pod)));
         }
         for (address, binding) in addresses().into_iter().zip(&self.bindings) {
             if let Some((number, image_class)) = binding {

@@ -27,7 +27,7 @@ pub(crate) fn objects(text: &str) -> Vec<Object> {
                 labels: namespace_labels(&words),
             }),
             "node" => Object::Node(node(&words)),
-            "pod" => Object::Workload(pod(&words)),
+            "pod" => Object::Workload(std::sync::Arc::new(pod(&words))),
             "np" => Object::Policy(network_policy(&words)),
             "admin" => Object::Policy(cluster_policy(Tier::Admin, &words)),
             "baseline" => Object::Policy(cluster_policy(Tier::Baseline, &words)),

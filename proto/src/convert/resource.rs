@@ -162,7 +162,7 @@ fn endpoint(wire: v1::LocalEndpoint) -> Result<Resource, WireError> {
     };
     Ok(Resource::Endpoint(
         required("workload", wire.workload)?.into(),
-        endpoint,
+        Arc::new(endpoint),
     ))
 }
 

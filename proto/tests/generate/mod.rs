@@ -245,7 +245,10 @@ pub(crate) fn state() -> impl Strategy<Value = State> {
             bindings: bindings.into_iter().collect(),
             networks: networks.into_iter().collect(),
             rulesets: rulesets.into_iter().collect(),
-            endpoints: endpoints.into_iter().collect(),
+            endpoints: endpoints
+                .into_iter()
+                .map(|(key, endpoint)| (key, Arc::new(endpoint)))
+                .collect(),
         })
 }
 
@@ -258,7 +261,7 @@ pub(crate) fn delta() -> impl Strategy<Value = Delta> {
         (digest(), direction(), vec(text(), 0..3))
             .prop_map(|(name, direction, texts)| Resource::Ruleset(name, direction, texts)),
         (digest(), peer(), port_set()).prop_map(|(name, peer, set)| Resource::RulesetEntry(name, peer, set)),
-        (key(), endpoint()).prop_map(|(key, endpoint)| Resource::Endpoint(key, endpoint)),
+        (key(), endpoint()).prop_map(|(key, endpoint)| Resource::Endpoint(key, Arc::new(endpoint))),
     ];
     let upserts = vec(resource, 0..12);
     let removes = vec(resource_name(), 0..6);

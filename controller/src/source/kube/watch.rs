@@ -7,7 +7,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::{Api, Client, api::PostParams};
 use kube_runtime::{
     WatchStreamExt as _,
-    watcher::{self, Event, watcher},
+    utils::Backoff,
+    watcher::{self, DefaultBackoff, Event, watcher},
 };
 use tokio::sync::mpsc;
 
@@ -19,6 +20,28 @@ use crate::metrics::Metrics;
 
 /// Between looks for a kind that is not installed.
 const ABSENT: Duration = Duration::from_secs(2);
+
+/// Longest pause after a failure: so long after the API server is back nothing new may be known. There are two controllers, not
+/// a thousand kubelets, to come back at once.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Pauses between tries, with jitter until they are long.
+#[derive(Default)]
+struct Pauses(DefaultBackoff);
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next().map(|pause| pause.min(PAUSE_MAX))
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+}
 
 /// What a watch needs.
 #[derive(Clone)]
@@ -61,7 +84,7 @@ impl Watch {
 
     async fn follow<K: Kind>(&self, told_absent: &mut bool) -> End {
         let api: Api<Raw<K>> = Api::all(self.client.clone());
-        let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
+        let mut events = pin!(watcher(api, watcher::Config::default()).backoff(Pauses::default()));
         let mut failed = false;
         while let Some(event) = events.next().await {
             let event = match event {
