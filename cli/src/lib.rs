@@ -14,5 +14,6 @@ pub mod install;
 pub mod manifests;
 pub mod simulate;
 pub mod status;
+pub mod support_bundle;
 pub mod table;
 pub mod uninstall;

@@ -2,7 +2,9 @@
 
 use std::process::ExitCode;
 
-use bulkhead_cli::{check, connectivity, endpoints, explain, flows, install, simulate, status, uninstall};
+use bulkhead_cli::{
+    check, connectivity, endpoints, explain, flows, install, simulate, status, support_bundle, uninstall,
+};
 use clap::{Parser, Subcommand};
 
 /// Zero-trust microsegmentation for Kubernetes: see, ask and check what your network policies do.
@@ -31,6 +33,8 @@ enum Command {
     Install(install::Arguments),
     /// Take Bulkhead off a cluster and its nodes.
     Uninstall(uninstall::Arguments),
+    /// Collect the state of controller and agents, logs, events and policies into one file.
+    SupportBundle(support_bundle::Arguments),
     /// Test a cluster with real connections.
     #[command(subcommand)]
     Connectivity(connectivity::Command),
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
         Command::Endpoints(arguments) => endpoints::run(&arguments),
         Command::Install(arguments) => install::run(&arguments),
         Command::Uninstall(arguments) => uninstall::run(&arguments),
+        Command::SupportBundle(arguments) => support_bundle::run(&arguments),
         Command::Connectivity(command) => connectivity::run(&command),
     };
     result.unwrap_or_else(|error| {

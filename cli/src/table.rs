@@ -1,6 +1,12 @@
-//! Tables for people: columns as wide as their widest cell.
+//! Text for people: lines, and tables with columns as wide as their widest cell.
 
 use std::io::{self, Write};
+
+/// Appends a line to a text.
+pub(crate) fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
+    text.push_str(&std::fmt::format(line));
+    text.push('\n');
+}
 
 /// Writes rows under a heading. The last column is not padded, so long texts wrap at the right edge only.
 ///

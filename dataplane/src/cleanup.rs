@@ -159,7 +159,7 @@ mod tests {
         drop(agent);
         fs::write(node.state_dir.join("pods.json"), "{}").unwrap();
         let removed = clean(&node).unwrap();
-        assert_eq!(removed.cni, [list.clone()]);
+        assert_eq!(removed.cni, std::slice::from_ref(&list));
         assert!(!fs::read_to_string(&list).unwrap().contains("bulkhead-cni"));
         assert!(!node.state_dir.exists());
         assert!(

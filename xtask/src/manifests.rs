@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::{
     Arguments, paths,
     run::{self, paint},
+    tidy::Tree,
 };
 
 /// Values the chart computes with, so that a placeholder would not come through. `bulkhead install` knows replicas by itself.
@@ -24,6 +25,8 @@ const HEAD: &str = "\
 # Made from the chart in deploy/helm/bulkhead by `cargo xtask manifests`; do not edit. `bulkhead install` fills in what stands
 # between double underscores; for a file to apply by other means: bulkhead install --dry-run
 ";
+/// Before the digest of the chart's files, by which tidy knows that the file is current without a helm.
+const DIGEST: &str = "# Digest of the chart: ";
 
 pub(crate) fn manifests(arguments: &mut Arguments) -> Result<ExitCode> {
     let check = arguments.flag("--check");
@@ -105,7 +108,40 @@ fn render(helm: &PathBuf) -> Result<String> {
         bail!("helm template: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     let text = String::from_utf8(output.stdout).context("helm printed something that is no text")?;
-    Ok(format!("{HEAD}{}", tidy(&text)))
+    Ok(format!("{HEAD}{DIGEST}{}\n{}", digest()?, tidy(&text)))
+}
+
+/// Of the chart's files, names and contents.
+fn digest() -> Result<String> {
+    let mut command = Command::new("sh");
+    command
+        .args([
+            "-c",
+            "find . -type f ! -name '*.md' | LC_ALL=C sort | xargs sha256sum | sha256sum | cut -c1-16",
+        ])
+        .current_dir(chart());
+    let output = command.output().context("running find and sha256sum")?;
+    if !output.status.success() {
+        bail!(
+            "digest of the chart: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// The rule of tidy: the committed file was made from the chart as it is.
+pub(crate) fn current(_: &Tree) -> Result<Vec<String>> {
+    let there = fs::read_to_string(committed()).unwrap_or_default();
+    let of_chart = there.lines().find_map(|line| line.strip_prefix(DIGEST));
+    Ok(if of_chart == Some(digest()?.as_str()) {
+        Vec::new()
+    } else {
+        vec![format!(
+            "{} is older than the chart: cargo xtask manifests",
+            committed().display()
+        )]
+    })
 }
 
 /// Names of values that are one string or number each, as `--set` writes them.

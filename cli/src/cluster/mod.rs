@@ -1,5 +1,6 @@
 //! The way to a cluster's API server, for every command that talks to one.
 
+pub(crate) mod inside;
 pub(crate) mod object;
 pub(crate) mod rollout;
 
@@ -99,7 +100,7 @@ impl Cluster {
         name: &str,
     ) -> anyhow::Result<Option<DynamicObject>> {
         let found = self.api(&kind_of(version, kind), namespace).get_opt(name).await;
-        found.with_context(|| format!("reading {}", object::place(kind, namespace, name)))
+        found.map_err(|error| object::explain(&object::place(kind, namespace, name), "reading", error))
     }
 
     /// Objects with these labels (`a=b,c=d`; empty: all); nothing when the kind does not exist.
@@ -115,7 +116,7 @@ impl Cluster {
         loop {
             let page = match api.list(&params).await {
                 Err(kube::Error::Api(status)) if status.code == 404 => return Ok(found),
-                page => page.with_context(|| format!("listing {kind} objects"))?,
+                page => page.map_err(|error| object::explain(&format!("{kind} objects"), "listing", error))?,
             };
             found.extend(page.items);
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
@@ -131,7 +132,7 @@ impl Cluster {
             .logs(pod, params)
             .with_context(|| format!("asking for the log of pod {namespace}/{pod}"))?;
         let text = self.client.request_text(request).await;
-        text.with_context(|| format!("reading the log of pod {namespace}/{pod}"))
+        text.map_err(|error| object::explain(&format!("the log of pod {namespace}/{pod}"), "reading", error))
     }
 
     /// Looks until something is there, or the time is over: then `late` says what was seen last.

@@ -14,6 +14,9 @@ use super::{Cluster, MANAGER};
 /// Longest time the definition of a kind may take to be served.
 const SERVED_WITHIN: Duration = Duration::from_secs(30);
 
+/// The group of our own kinds.
+const GROUP: &str = "bulkhead.dev";
+
 /// The resource of a kind, as the API names it.
 pub(crate) fn kind_of(version: &str, kind: &str) -> ApiResource {
     let (group, version) = version.split_once('/').unwrap_or(("", version));
@@ -44,6 +47,17 @@ pub(crate) fn list<'a>(object: &'a Value, pointer: &str) -> &'a [Value] {
         .pointer(pointer)
         .and_then(Value::as_array)
         .map_or(&[], Vec::as_slice)
+}
+
+/// True for the definitions of our own kinds, and for upstream's where it came with us: others may use that too.
+pub(crate) fn is_our_definition(definition: &Value) -> bool {
+    let managers = list(definition, "/metadata/managedFields");
+    text(definition, "/spec/group") == GROUP
+        || text(definition, "/metadata/labels/app.kubernetes.io~1part-of") == "bulkhead"
+        // The API server itself manages the status of every definition, and our controller none.
+        || managers
+            .iter()
+            .any(|entry| text(entry, "/manager").starts_with("bulkhead") && text(entry, "/subresource").is_empty())
 }
 
 /// A manifest that can be applied.
@@ -220,4 +234,49 @@ pub(crate) fn explain(place: &str, doing: &str, error: kube::Error) -> anyhow::E
 /// The object as plain JSON.
 pub(crate) fn json(object: &DynamicObject) -> anyhow::Result<Value> {
     serde_json::to_value(object).context("writing an object as JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_object_field_and_fix() {
+        let status = |code: u16, details: Value| {
+            let status = json!({"status": "Failure", "code": code, "message": "no", "reason": "r", "details": details});
+            kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()))
+        };
+        let field = json!({"causes": [{"field": "spec.port", "message": "is 0", "reason": "x"}]});
+        let said = explain("Service a/b", "applying", status(422, field)).to_string();
+        assert_eq!(
+            said,
+            "applying Service a/b: spec.port: is 0 (correct the value; --dry-run prints what is applied)"
+        );
+        let said = explain("Node objects", "listing", status(403, json!({}))).to_string();
+        assert_eq!(
+            said,
+            "listing Node objects: no (ask for that right, or use a kubeconfig of a cluster administrator)"
+        );
+    }
+
+    #[test]
+    fn upstreams_definition_is_ours_only_when_it_came_with_us() {
+        let of = |group: &str, labels: Value, manager: &str, subresource: &str| {
+            is_our_definition(&json!({"spec": {"group": group}, "metadata": {"labels": labels,
+                "managedFields": [{"manager": manager, "subresource": subresource}]}}))
+        };
+        assert!(of("bulkhead.dev", json!({}), "helm", ""));
+        let upstream = "policy.networking.k8s.io";
+        assert!(of(
+            upstream,
+            json!({"app.kubernetes.io/part-of": "bulkhead"}),
+            "helm",
+            ""
+        ));
+        assert!(of(upstream, json!({}), "bulkhead-controller", ""));
+        assert!(!of(upstream, json!({}), "bulkhead-controller", "status"));
+        assert!(!of(upstream, json!({}), "kubectl", ""));
+    }
 }

@@ -98,10 +98,26 @@ impl Cluster {
             if name.starts_with(prefix)
                 && let Some(why) = trouble(&pod)
             {
-                said.push_str(&format!("\n  pod {name} on {}: {why}", node(&pod)));
+                said.extend(["\n  pod ", name, " on ", node(&pod), ": ", &why]);
+                if let Some(event) = self.last_warning(namespace, name).await {
+                    said.extend(["\n    ", &event]);
+                }
             }
         }
         said
+    }
+
+    /// What was last complained of about a pod: kubelet says some things only there, such as why its network is refused.
+    async fn last_warning(&self, namespace: &str, pod: &str) -> Option<String> {
+        let events = self.list(("v1", "Event"), namespace, "").await.ok()?;
+        let events = events.iter().filter_map(|event| json(event).ok());
+        let of_pod = events.filter(|event| {
+            text(event, "/involvedObject/kind") == "Pod"
+                && text(event, "/involvedObject/name") == pod
+                && text(event, "/type") == "Warning"
+        });
+        let last = of_pod.max_by_key(|event| text(event, "/lastTimestamp").to_owned())?;
+        Some(format!("{}: {}", text(&last, "/reason"), text(&last, "/message")))
     }
 }
 

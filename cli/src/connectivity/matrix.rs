@@ -61,49 +61,37 @@ impl Step {
 
 /// All steps in order, for a namespace; its other one is `<namespace>-far`.
 pub(super) fn steps(namespace: &str) -> Vec<Step> {
-    let step = |title, policies, allows| Step {
+    let mut steps = vec![step("no policy", vec![], |_, _| true)];
+    steps.extend(ingress_steps(namespace));
+    steps.push(step("deleted again", vec![], |_, _| true));
+    steps.extend(egress_steps(namespace));
+    steps.extend(tier_steps(namespace));
+    steps.push(step("everything deleted again", vec![], |_, _| true));
+    steps
+}
+
+fn step(title: &'static str, policies: Vec<Value>, allows: fn(Client, Goal) -> bool) -> Step {
+    Step {
         title,
         policies,
         allows,
-    };
-    let ingress = |name: &str, rules: Value| {
-        policy(
-            namespace,
-            name,
-            &json!({"podSelector": {"matchLabels": {"app": "server"}}, "policyTypes": ["Ingress"],
-            "ingress": rules}),
-        )
-    };
-    let egress = |rules: Value| {
-        policy(
-            namespace,
-            "friend-egress",
-            &json!({"podSelector": {"matchLabels": {"app": "friend"}},
-            "policyTypes": ["Egress"], "egress": rules}),
-        )
-    };
-    let deny = ingress("default-deny", json!([]));
+    }
+}
+
+fn ingress_steps(namespace: &str) -> [Step; 3] {
+    let deny = default_deny(namespace);
     let by_label = ingress(
+        namespace,
         "allow-friend",
-        json!([{"from": [{"podSelector": {"matchLabels": {"app": "friend"}}}]}]),
+        &json!([{"from": [{"podSelector": {"matchLabels": {"app": "friend"}}}]}]),
     );
     let by_namespace = ingress(
+        namespace,
         "allow-far",
-        json!([{"from": [{"namespaceSelector": named(&far(namespace))}],
+        &json!([{"from": [{"namespaceSelector": named(&far(namespace))}],
         "ports": [{"protocol": "TCP", "port": PORTS[0]}]}]),
     );
-    let first_port = json!({"to": [{"podSelector": {"matchLabels": {"app": "server"}}}],
-        "ports": [{"protocol": "TCP", "port": PORTS[0]}]});
-    let admin = |name: &str, priority: u16, action: &str, client: &str| {
-        json!({"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy", "metadata": {"name": name},
-            "spec": {"tier": "Admin", "priority": priority,
-                "subject": {"pods": {"namespaceSelector": named(namespace), "podSelector": {"matchLabels": {"app": "server"}}}},
-                "ingress": [{"action": action, "from": [{"pods": {"namespaceSelector": named(namespace),
-                    "podSelector": {"matchLabels": {"app": client}}}}]}]}})
-    };
-    let [accept_name, deny_name] = CLUSTER_POLICIES;
-    vec![
-        step("no policy", vec![], |_, _| true),
+    [
         step("default deny of ingress", vec![deny.clone()], |_, goal| {
             goal == Goal::Dns
         }),
@@ -114,14 +102,28 @@ pub(super) fn steps(namespace: &str) -> Vec<Step> {
         ),
         step(
             "and by namespace, on one port",
-            vec![deny.clone(), by_label, by_namespace],
+            vec![deny, by_label, by_namespace],
             |client, goal| match client {
                 Client::Friend => true,
                 Client::Stranger => goal == Goal::Dns,
                 Client::Far => goal != Goal::Port(PORTS[1]),
             },
         ),
-        step("deleted again", vec![], |_, _| true),
+    ]
+}
+
+fn egress_steps(namespace: &str) -> [Step; 2] {
+    let egress = |rules: Value| {
+        policy(
+            namespace,
+            "friend-egress",
+            &json!({"podSelector": {"matchLabels": {"app": "friend"}},
+            "policyTypes": ["Egress"], "egress": rules}),
+        )
+    };
+    let first_port = json!({"to": [{"podSelector": {"matchLabels": {"app": "server"}}}],
+        "ports": [{"protocol": "TCP", "port": PORTS[0]}]});
+    [
         step("default deny of egress", vec![egress(json!([]))], |client, _| {
             client != Client::Friend
         }),
@@ -130,18 +132,44 @@ pub(super) fn steps(namespace: &str) -> Vec<Step> {
             vec![egress(json!([{"ports": [{"protocol": "UDP"}]}, first_port]))],
             |client, goal| client != Client::Friend || goal != Goal::Port(PORTS[1]),
         ),
+    ]
+}
+
+fn tier_steps(namespace: &str) -> [Step; 2] {
+    let admin = |name: &str, priority: u16, action: &str| {
+        json!({"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy", "metadata": {"name": name},
+            "spec": {"tier": "Admin", "priority": priority,
+                "subject": {"pods": {"namespaceSelector": named(namespace), "podSelector": {"matchLabels": {"app": "server"}}}},
+                "ingress": [{"action": action, "from": [{"pods": {"namespaceSelector": named(namespace),
+                    "podSelector": {"matchLabels": {"app": "stranger"}}}}]}]}})
+    };
+    let [accept_name, deny_name] = CLUSTER_POLICIES;
+    [
         step(
             "Admin tier denies one client",
-            vec![admin(deny_name, 901, "Deny", "stranger")],
+            vec![admin(deny_name, 901, "Deny")],
             |client, goal| client != Client::Stranger || goal == Goal::Dns,
         ),
         step(
             "Admin tier accepts what a NetworkPolicy denies",
-            vec![deny, admin(accept_name, 900, "Accept", "stranger")],
+            vec![default_deny(namespace), admin(accept_name, 900, "Accept")],
             |client, goal| client == Client::Stranger || goal == Goal::Dns,
         ),
-        step("everything deleted again", vec![], |_, _| true),
     ]
+}
+
+/// Nobody may connect to the servers.
+fn default_deny(namespace: &str) -> Value {
+    ingress(namespace, "default-deny", &json!([]))
+}
+
+/// A policy of the servers.
+fn ingress(namespace: &str, name: &str, rules: &Value) -> Value {
+    policy(
+        namespace,
+        name,
+        &json!({"podSelector": {"matchLabels": {"app": "server"}}, "policyTypes": ["Ingress"], "ingress": rules}),
+    )
 }
 
 /// The other namespace.
@@ -189,11 +217,7 @@ mod tests {
 
     #[test]
     fn without_cluster_policies_a_step_still_changes_something() {
-        let first_after = steps("t")
-            .into_iter()
-            .filter(|step| !step.is_clusters())
-            .last()
-            .unwrap();
+        let first_after = steps("t").into_iter().rfind(|step| !step.is_clusters()).unwrap();
         assert!(first_after.policies.is_empty(), "the end is an empty cluster");
     }
 }

@@ -4,6 +4,7 @@ mod matrix;
 mod report;
 mod roles;
 mod test;
+mod why;
 mod world;
 
 use std::process::ExitCode;
@@ -30,7 +31,7 @@ pub enum Command {
 /// Everything is in two namespaces of its own, and is deleted at the end, also after Ctrl-C. Two ClusterNetworkPolicies select these
 /// namespaces only.
 #[derive(Clone, PartialEq, Eq, Debug, Args)]
-#[command(after_help = "Example:\n  bulkhead connectivity test --timeout 60 -o json")]
+#[command(after_help = "Example:\n  bulkhead connectivity test --fail-fast -o json")]
 pub struct Test {
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group has no help of its own")]
@@ -44,9 +45,15 @@ pub struct Test {
     /// Image with this program. Default: `bulkhead` from where the agents' image is, with the same tag.
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<String>,
-    /// Longest time for each step to become as expected, and for pods to start, seconds.
-    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    /// Longest time for each step to become as expected.
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub timeout: u64,
+    /// Longest time for the test's pods to start.
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    pub start_timeout: u64,
+    /// End after the first step that fails.
+    #[arg(long)]
+    pub fail_fast: bool,
     /// Form of the output.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,

@@ -1,17 +1,29 @@
 //! What the test found, for people and programs.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use serde_json::{Value, json};
+
+use crate::table::line;
+
+/// What was observed of a connection that the client has not tried since the policies changed.
+pub(super) const NO_ROUND: &str = "no answer from the client's pod";
+/// Failures of a step that people are shown.
+const SHOWN_MAX: usize = 12;
 
 /// A connection that was other than expected.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Failure {
-    pub(super) client: &'static str,
-    /// Where to.
+    /// Who: namespace/pod.
+    pub(super) from: String,
+    /// Where to, for people.
     pub(super) to: String,
+    /// What may stand for it in a flow record.
+    pub(super) addresses: Vec<SocketAddr>,
     pub(super) expected: bool,
     pub(super) observed: String,
+    /// What agents have recorded of it, one for each device that judged it.
+    pub(super) why: Vec<String>,
 }
 
 /// One step.
@@ -33,6 +45,8 @@ pub(super) struct StepReport {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Report {
     pub(super) nodes: Vec<String>,
+    /// What is wrong with the agents of these nodes; no failure of itself.
+    pub(super) warnings: Vec<String>,
     pub(super) steps: Vec<StepReport>,
 }
 
@@ -48,7 +62,7 @@ impl StepReport {
         }
     }
 
-    fn passed(&self) -> bool {
+    pub(super) fn passed(&self) -> bool {
         self.failures.is_empty() && self.notes.is_empty()
     }
 
@@ -65,17 +79,26 @@ impl StepReport {
             self.checked,
             self.took.as_secs_f64()
         );
-        for failure in &self.failures {
+        for failure in self.failures.iter().take(SHOWN_MAX) {
             let expected = if failure.expected { "open" } else { "denied" };
-            let Failure {
-                client, to, observed, ..
-            } = failure;
-            text.push_str(&format!(
-                "         {client} → {to}: expected {expected}, observed {observed}\n"
-            ));
+            let Failure { from, to, observed, .. } = failure;
+            line(
+                &mut text,
+                format_args!("         {from} → {to}: expected {expected}, observed {observed}"),
+            );
+            for why in &failure.why {
+                line(&mut text, format_args!("           {why}"));
+            }
+        }
+        if self.failures.len() > SHOWN_MAX {
+            let more = self.failures.len() - SHOWN_MAX;
+            line(
+                &mut text,
+                format_args!("         … and {more} more, which -o json names"),
+            );
         }
         for note in &self.notes {
-            text.push_str(&format!("         {note}\n"));
+            line(&mut text, format_args!("         {note}"));
         }
         text
     }
@@ -101,7 +124,7 @@ impl Report {
         }
         if failed > 0 {
             text.push_str(
-                "to see which rule decided, on the pods' node: bulkhead flows --verdict denied; and: bulkhead status\n",
+                "more of it: bulkhead status; kubectl -n bulkhead-system exec ds/bulkhead-agent -- bulkhead flows; bulkhead support-bundle\n",
             );
         }
         text
@@ -111,14 +134,15 @@ impl Report {
     pub(super) fn json(&self) -> Value {
         let steps = self.steps.iter().map(|step| {
             let failures = step.failures.iter().map(|failure| {
-                json!({"from": failure.client, "to": failure.to,
-                    "expected": if failure.expected { "open" } else { "denied" }, "observed": failure.observed})
+                json!({"from": failure.from, "to": failure.to,
+                    "expected": if failure.expected { "open" } else { "denied" }, "observed": failure.observed,
+                    "why": failure.why})
             });
             json!({"step": step.title, "passed": step.passed() && step.skipped.is_none(), "skipped": step.skipped,
                 "connections": step.checked, "failures": failures.collect::<Vec<_>>(), "notes": step.notes,
                 "seconds": step.took.as_secs_f64()})
         });
-        json!({"passed": self.passed(), "nodes": self.nodes, "steps": steps.collect::<Vec<_>>()})
+        json!({"passed": self.passed(), "nodes": self.nodes, "warnings": self.warnings, "steps": steps.collect::<Vec<_>>()})
     }
 }
 
@@ -130,6 +154,7 @@ mod tests {
     fn nothing_tested_is_no_success_and_a_failure_is_named() {
         let mut report = Report {
             nodes: vec!["n1".into()],
+            warnings: Vec::new(),
             steps: vec![StepReport::skipped("a", "why")],
         };
         assert!(!report.passed());
@@ -146,8 +171,10 @@ mod tests {
                 .starts_with("1 steps passed, 0 failed, 1 skipped\nonly one node")
         );
         let failure = Failure {
-            client: "far",
+            from: "t-far/far".into(),
             to: "pod".into(),
+            addresses: Vec::new(),
+            why: vec!["allowed at ingress by builtin/default-allow (policy-allowed) on n1".into()],
             expected: false,
             observed: "open".into(),
         };
@@ -159,7 +186,7 @@ mod tests {
         assert!(
             report.steps[2]
                 .line()
-                .contains("far → pod: expected denied, observed open")
+                .contains("t-far/far → pod: expected denied, observed open\n           allowed at ingress by")
         );
         assert_eq!(report.json()["steps"][2]["passed"], false);
     }

@@ -12,8 +12,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{
     Test,
     matrix::{Client, Step, steps},
-    report::{Failure, Report, StepReport},
+    report::{Failure, NO_ROUND, Report, StepReport},
     roles::OPEN,
+    why,
     world::World,
 };
 use crate::{
@@ -39,14 +40,14 @@ pub(super) fn run(arguments: &Test) -> anyhow::Result<ExitCode> {
             cluster,
             namespace: arguments.namespace.clone(),
             image,
+            start_within: Duration::from_secs(arguments.start_timeout),
             within: Duration::from_secs(arguments.timeout),
             nodes: Vec::new(),
             ways: BTreeMap::new(),
         };
         let mut terminate = signal(SignalKind::terminate())?;
-        let people = arguments.output == Output::Table;
         let result = tokio::select! {
-            result = walk(&mut world, people) => result,
+            result = walk(&mut world, arguments) => result,
             _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
             _ = terminate.recv() => Err(anyhow::anyhow!("ended by a signal")),
         };
@@ -88,14 +89,23 @@ async fn image_beside_agents(cluster: &Cluster, namespace: &str) -> anyhow::Resu
     Ok(image.replacen(AGENT, "bulkhead", 1))
 }
 
-async fn walk(world: &mut World, people: bool) -> anyhow::Result<Report> {
-    world.start().await?;
+async fn walk(world: &mut World, arguments: &Test) -> anyhow::Result<Report> {
+    let people = arguments.output == Output::Table;
+    let namespace = &arguments.bulkhead_namespace;
+    world.nodes = world.choose_nodes().await?;
+    // Before the pods: that they do not start may be the agents' doing.
+    let (_, warnings) = why::agents(&world.cluster, namespace, &world.nodes).await?;
     if people {
         println!("nodes {}, image {}", world.nodes.join(" and "), world.image);
     }
+    for warning in &warnings {
+        eprintln!("warning: {warning}");
+    }
+    world.start().await?;
     let clusters = world.has_cluster_policies().await;
     let mut report = Report {
         nodes: world.nodes.clone(),
+        warnings,
         steps: Vec::new(),
     };
     let mut before = Vec::new();
@@ -105,13 +115,24 @@ async fn walk(world: &mut World, people: bool) -> anyhow::Result<Report> {
         } else {
             let policies = world.set_policies(&before, &step.policies).await?;
             before.clone_from(&step.policies);
-            judge(world, &step, &policies).await?
+            let mut done = judge(world, &step, &policies).await?;
+            if !done.failures.is_empty() {
+                let (agents, wrong) = why::agents(&world.cluster, namespace, &world.nodes).await?;
+                done.notes.extend(wrong);
+                let silent = why::explain(&world.cluster, namespace, &agents, &mut done).await;
+                done.notes.extend(silent);
+            }
+            done
         };
         if people {
             print!("{}", done.line());
             stdout().flush()?;
         }
+        let stop = arguments.fail_fast && !done.passed();
         report.steps.push(done);
+        if stop {
+            break;
+        }
     }
     Ok(report)
 }
@@ -125,6 +146,8 @@ async fn judge(world: &World, step: &Step, policies: &[String]) -> anyhow::Resul
             notes.push(format!("{error:#}"));
         }
     }
+    // What a policy says of itself has had its time; connections have theirs.
+    let begin_looking = Instant::now();
     let mut first = BTreeMap::new();
     for client in Client::ALL {
         let last = world.rounds(client).await?.last().map_or(0, |round| round.round);
@@ -150,15 +173,17 @@ async fn judge(world: &World, step: &Step, policies: &[String]) -> anyhow::Resul
                 if !good {
                     let wrong = seen.iter().find(|seen| (**seen == OPEN) != expected);
                     failures.push(Failure {
-                        client: client.name(),
+                        from: format!("{}/{}", world.namespace_of(client), client.name()),
                         to: way.said.clone(),
+                        addresses: way.addresses.clone(),
+                        why: Vec::new(),
                         expected,
-                        observed: wrong.map_or("no answer from the client's pod", |seen| *seen).to_owned(),
+                        observed: wrong.map_or(NO_ROUND, |seen| *seen).to_owned(),
                     });
                 }
             }
         }
-        if failures.is_empty() || begin.elapsed() >= world.within {
+        if failures.is_empty() || begin_looking.elapsed() >= world.within {
             return Ok(StepReport {
                 title: step.title,
                 skipped: None,

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::{
     matrix::{CLUSTER_POLICIES, Client, Goal, PORTS, far},
     roles::Round,
+    why::addresses_of,
 };
 use crate::cluster::{
     Cluster, MANAGED_BY,
@@ -31,8 +32,10 @@ const LINES: i64 = 12;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Way {
     pub(super) goal: Goal,
-    /// For people: `same node, 10.0.0.1:8080`.
+    /// For people: `pod on same node, 10.0.0.1:8080`.
     pub(super) said: String,
+    /// What may stand for it in a flow record: the address tried, and of a Service the pods behind it.
+    pub(super) addresses: Vec<SocketAddr>,
 }
 
 /// The running test.
@@ -40,6 +43,9 @@ pub(super) struct World {
     pub(super) cluster: Cluster,
     pub(super) namespace: String,
     pub(super) image: String,
+    /// Longest time for pods to start.
+    pub(super) start_within: Duration,
+    /// Longest time for a step to become as expected.
     pub(super) within: Duration,
     /// Nodes of the pair: one or two.
     pub(super) nodes: Vec<String>,
@@ -51,7 +57,6 @@ impl World {
     /// Starts all pods; clients are probing when this returns.
     pub(super) async fn start(&mut self) -> anyhow::Result<()> {
         self.take_namespaces().await?;
-        self.nodes = self.choose_nodes().await?;
         for (number, node) in self.nodes.clone().iter().enumerate() {
             let ports: Vec<String> = PORTS.iter().map(|port| format!("--port={port}")).collect();
             let name = format!("server-{}", number + 1);
@@ -106,7 +111,7 @@ impl World {
         for name in [self.namespace.clone(), far(&self.namespace)] {
             // A pod is refused until the controller manager has made it.
             self.cluster
-                .wait(self.within, async || {
+                .wait(self.start_within, async || {
                     let found = self.cluster.find(("v1", "ServiceAccount"), &name, "default").await?;
                     Ok(found
                         .map(drop)
@@ -118,7 +123,7 @@ impl World {
     }
 
     /// One or two nodes that take ordinary pods.
-    async fn choose_nodes(&self) -> anyhow::Result<Vec<String>> {
+    pub(super) async fn choose_nodes(&self) -> anyhow::Result<Vec<String>> {
         let mut names = Vec::new();
         for node in self.cluster.list(("v1", "Node"), "", "").await? {
             let node = object::json(&node)?;
@@ -167,7 +172,7 @@ impl World {
 
     /// Waits until a pod runs; gives it as it is then.
     async fn running(&self, namespace: &str, name: &str) -> anyhow::Result<Value> {
-        let started = self.cluster.wait(self.within, async || {
+        let started = self.cluster.wait(self.start_within, async || {
             let Some(pod) = self.cluster.find(("v1", "Pod"), namespace, name).await? else {
                 return Ok(Err(format!("pod {namespace}/{name} is gone")));
             };
@@ -205,14 +210,18 @@ impl World {
             .iter()
             .filter_map(Value::as_str)
             .map(|address| ("Service", address));
+        let behind = addresses_of(std::slice::from_ref(&pod));
         for (kind, address) in of_pod.chain(of_service) {
             let address: IpAddr = address.parse().with_context(|| format!("address of {kind} {name}"))?;
             for port in PORTS {
-                let address = SocketAddr::new(address, port);
+                let addresses = if kind == "pod" { &[][..] } else { &behind };
+                let addresses = addresses.iter().chain([&address]);
                 let way = Way {
                     goal: Goal::Port(port),
-                    said: format!("{kind} on {place}, {address}"),
+                    addresses: addresses.map(|address| SocketAddr::new(*address, port)).collect(),
+                    said: format!("{kind} on {place}, {}", SocketAddr::new(address, port)),
                 };
+                let address = SocketAddr::new(address, port);
                 self.add(way, &format!("tcp://{address}"), targets);
             }
         }
@@ -228,13 +237,24 @@ impl World {
         let Some(service) = found.first() else {
             return Ok(());
         };
+        let mut pods = Vec::new();
+        for pod in self
+            .cluster
+            .list(("v1", "Pod"), "kube-system", "k8s-app=kube-dns")
+            .await?
+        {
+            pods.push(object::json(&pod)?);
+        }
+        let behind = addresses_of(&pods);
         for address in list(&object::json(service)?, "/spec/clusterIPs")
             .iter()
             .filter_map(Value::as_str)
         {
             let address = SocketAddr::new(address.parse().context("address of the DNS Service")?, 53);
+            let pods = behind.iter().map(|address| SocketAddr::new(*address, 53));
             let way = Way {
                 goal: Goal::Dns,
+                addresses: pods.chain([address]).collect(),
                 said: format!("DNS, {address}"),
             };
             self.add(way, &format!("dns://{address}"), targets);
@@ -274,7 +294,10 @@ impl World {
                 clusters.push(text(policy, "/metadata/name").to_owned());
             }
         }
-        for policy in before.iter().filter(|policy| !now.contains(policy)) {
+        for policy in before
+            .iter()
+            .filter(|policy| !now.iter().any(|kept| same_object(policy, kept)))
+        {
             let of = (text(policy, "/apiVersion"), text(policy, "/kind"));
             self.cluster
                 .remove(of, text(policy, "/metadata/namespace"), text(policy, "/metadata/name"))
@@ -334,5 +357,40 @@ impl World {
             self.cluster.gone(("v1", "Namespace"), "", name, GONE_WITHIN).await?;
         }
         Ok(())
+    }
+}
+
+/// True for two manifests of one object.
+fn same_object(one: &Value, other: &Value) -> bool {
+    ["/kind", "/metadata/namespace", "/metadata/name"]
+        .iter()
+        .all(|field| one.pointer(field) == other.pointer(field))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connectivity::matrix::steps;
+
+    #[test]
+    fn a_policy_that_changes_from_one_step_to_the_next_is_the_same_object() {
+        let steps = steps("t");
+        let changed = steps.windows(2).any(|pair| {
+            let [before, after] = pair else { unreachable!() };
+            let both = before
+                .policies
+                .iter()
+                .flat_map(|one| after.policies.iter().map(move |other| (one, other)));
+            both.into_iter()
+                .any(|(one, other)| one != other && same_object(one, other))
+        });
+        assert!(
+            changed,
+            "the matrix has such a step: it must not delete what it has just changed"
+        );
+        let [first, ..] = &steps[1].policies[..] else {
+            panic!("no policy")
+        };
+        assert!(!same_object(first, &steps[2].policies[1]));
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     client::block_on,
     cluster::{
         Access, Cluster, MANAGED_BY, MANAGER,
-        object::{Applied, Manifest},
+        object::{self, Applied, Manifest, is_our_definition},
     },
 };
 use template::Values;
@@ -141,9 +141,24 @@ pub(crate) async fn apply_all(
         say(&manifest, cluster.apply(&manifest, force).await?);
     }
     for manifest in manifests {
-        say(manifest, cluster.apply(manifest, force).await?);
+        if is_anothers(cluster, manifest).await? {
+            println!("  kept      {}: it did not come with Bulkhead", manifest.place());
+        } else {
+            say(manifest, cluster.apply(manifest, force).await?);
+        }
     }
     Ok(())
+}
+
+/// True for the definition of upstream's kind where somebody else installed it.
+async fn is_anothers(cluster: &Cluster, manifest: &Manifest) -> anyhow::Result<bool> {
+    if manifest.kind != "CustomResourceDefinition" {
+        return Ok(false);
+    }
+    let of = (manifest.version.as_str(), manifest.kind.as_str());
+    let found = cluster.find(of, "", &manifest.name).await?;
+    let found = found.map(|found| object::json(&found)).transpose()?;
+    Ok(found.is_some_and(|found| !is_our_definition(&found)))
 }
 
 fn say(manifest: &Manifest, applied: Applied) {

@@ -209,7 +209,14 @@ mod tests {
         assert_eq!(container["image"], "r/bulkhead-controller:t");
         assert!(container["args"].to_string().contains("0.0.0.0:5000"));
         assert!(!manifests.iter().any(|manifest| manifest.kind == "PodDisruptionBudget"));
-        find("DaemonSet", "bulkhead-agent");
+        let token = &find("DaemonSet", "bulkhead-agent")["spec"]["template"]["spec"]["volumes"];
+        let modes: Vec<&Value> = token
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|it| it.pointer("/projected/defaultMode"))
+            .collect();
+        assert_eq!(modes, [&Value::from(0o400)], "a number, whatever reads the YAML");
     }
 
     #[test]

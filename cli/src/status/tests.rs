@@ -128,8 +128,16 @@ fn neither_is_an_error_that_names_both() {
         controller: ControllerSocket {
             controller_socket: folder.path().join("c"),
         },
+        access: Access {
+            kubeconfig: None,
+            context: None,
+        },
+        namespace: "n".to_owned(),
     };
-    let error = run(&arguments).unwrap_err().to_string();
+    // Not `run`, which would ask the cluster of whoever runs this test.
+    let (controller, agent) =
+        block_on(async { Ok((arguments.ask_controller().await, arguments.ask_agent().await)) }).unwrap();
+    let error = [controller.unwrap_err(), agent.unwrap_err()].concat();
     assert!(
         error.contains("bulkhead-agent") && error.contains("bulkhead-controller"),
         "{error}"

@@ -3,7 +3,7 @@
 use bulkhead_proto::v1::{AgentStatus, ControllerStatus, Diagnostic, LossPlace, NodeStatus, PolicyStatus, Severity};
 
 use super::{Answer, json::policy_name};
-use crate::table;
+use crate::table::{self, line};
 
 /// Share of a table from which on it is pointed at, in percent.
 const NEARLY_FULL: u64 = 80;
@@ -20,11 +20,6 @@ pub(super) fn status(controller: &Answer<ControllerStatus>, agent: &Answer<Agent
         Err(why) => line(&mut text, format_args!("Agent: not reachable: {why}")),
     }
     text
-}
-
-fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
-    text.push_str(&std::fmt::format(line));
-    text.push('\n');
 }
 
 fn write_controller(text: &mut String, status: &ControllerStatus) {
@@ -188,7 +183,11 @@ fn write_agent(text: &mut String, status: &AgentStatus) {
 }
 
 /// A table after an empty line; nothing when there are no rows. An empty cell is a dash.
-fn write_table<const N: usize>(text: &mut String, heading: [&str; N], rows: impl Iterator<Item = [String; N]>) {
+pub(super) fn write_table<const N: usize>(
+    text: &mut String,
+    heading: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) {
     let dash = |cell: String| if cell.is_empty() { "-".to_owned() } else { cell };
     let rows: Vec<[String; N]> = rows.map(|row| row.map(dash)).collect();
     if rows.is_empty() {

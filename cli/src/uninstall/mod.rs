@@ -10,9 +10,12 @@ use std::{
 };
 
 use anyhow::bail;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
-use crate::{client::block_on, cluster::Access};
+use crate::{
+    client::block_on,
+    cluster::{Access, Cluster},
+};
 
 /// Take Bulkhead off a cluster: programs, maps, CNI entries and state off every node, then every object, then the CRDs.
 ///
@@ -40,9 +43,9 @@ pub struct Arguments {
     /// Do not ask.
     #[arg(long, short)]
     pub yes: bool,
-    /// Clean the nodes and touch nothing else but the agents: what the Helm chart runs before it deletes its objects.
-    #[arg(long)]
-    pub nodes_only: bool,
+    /// Do only this part of it. The Helm chart runs `nodes` before it deletes its objects, and `leftovers` afterwards.
+    #[arg(long, value_enum, default_value_t = Part::All)]
+    pub part: Part,
     /// Go on although some nodes did not answer: they keep what is on them.
     #[arg(long)]
     pub ignore_unreachable_nodes: bool,
@@ -51,47 +54,81 @@ pub struct Arguments {
     pub wait_seconds: u64,
 }
 
+/// A part of uninstalling.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Part {
+    /// The nodes, then all objects.
+    All,
+    /// Agents end, and every node is cleaned.
+    Nodes,
+    /// What the controller made while it ran, and the definition of ClusterNetworkPolicy if it came with us.
+    Leftovers,
+}
+
 /// Runs the command; the status is 1 when something is left.
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     block_on(async {
         let cluster = arguments.access.connect().await?;
-        let mut crds = Vec::new();
-        if !arguments.nodes_only {
-            crds = objects::definitions(&cluster).await?;
-            if !arguments.keep_crds {
-                objects::warn_of_loss(&cluster, &crds).await?;
-            }
-            confirm(arguments)?;
+        match arguments.part {
+            Part::All => all(&cluster, arguments).await,
+            Part::Nodes => nodes(&cluster, arguments).await,
+            Part::Leftovers => leftovers(&cluster, arguments).await,
         }
-        let within = Duration::from_secs(arguments.wait_seconds);
-        let left = nodes::clean(&cluster, &arguments.namespace, within).await?;
-        if !left.is_empty() && !arguments.ignore_unreachable_nodes {
-            bail!(
-                "{} did not become clean: {}. The rest of Bulkhead was left in place, so that this can be run again; \
-                 or --ignore-unreachable-nodes, and later on each of them: bulkhead-agent cleanup",
-                if left.len() == 1 { "one node" } else { "some nodes" },
-                left.join(", ")
-            );
-        }
-        if !arguments.nodes_only {
-            objects::remove(&cluster, &arguments.namespace, within).await?;
-            if arguments.keep_crds {
-                println!(
-                    "kept: {}",
-                    if crds.is_empty() {
-                        "no definitions were there".to_owned()
-                    } else {
-                        crds.join(", ")
-                    }
-                );
-            } else {
-                objects::remove_definitions(&cluster, &crds, within).await?;
-            }
-            println!("Bulkhead is uninstalled");
-        }
-        Ok(())
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+impl Arguments {
+    fn within(&self) -> Duration {
+        Duration::from_secs(self.wait_seconds)
+    }
+}
+
+async fn all(cluster: &Cluster, arguments: &Arguments) -> anyhow::Result<()> {
+    let definitions = objects::definitions(cluster).await?;
+    if !arguments.keep_crds {
+        objects::warn_of_loss(cluster, &definitions).await?;
+    }
+    confirm(arguments)?;
+    // First of all: from here on nobody's policy waits for an answer that may not come.
+    objects::remove_webhook(cluster).await?;
+    nodes(cluster, arguments).await?;
+    objects::remove(cluster, &arguments.namespace, arguments.within()).await?;
+    if arguments.keep_crds {
+        let kept = if definitions.is_empty() {
+            "no definitions were there".to_owned()
+        } else {
+            definitions.join(", ")
+        };
+        println!("kept: {kept}");
+    } else {
+        objects::remove_definitions(cluster, &definitions, arguments.within()).await?;
+    }
+    println!("Bulkhead is uninstalled");
+    Ok(())
+}
+
+async fn nodes(cluster: &Cluster, arguments: &Arguments) -> anyhow::Result<()> {
+    let left = nodes::clean(cluster, &arguments.namespace, arguments.within()).await?;
+    if !left.is_empty() && !arguments.ignore_unreachable_nodes {
+        bail!(
+            "{} did not become clean: {}. The rest of Bulkhead was left in place, so that this can be run again; \
+             or --ignore-unreachable-nodes, and later on each of them: bulkhead-agent cleanup",
+            if left.len() == 1 { "one node" } else { "some nodes" },
+            left.join(", ")
+        );
+    }
+    Ok(())
+}
+
+async fn leftovers(cluster: &Cluster, arguments: &Arguments) -> anyhow::Result<()> {
+    // A controller that still runs would make them anew.
+    objects::controllers_ended(cluster, &arguments.namespace, arguments.within()).await?;
+    objects::remove_made(cluster, &arguments.namespace).await?;
+    if !arguments.keep_crds {
+        objects::remove_upstream(cluster, arguments.within()).await?;
+    }
+    Ok(())
 }
 
 fn confirm(arguments: &Arguments) -> anyhow::Result<()> {

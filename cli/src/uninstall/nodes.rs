@@ -21,7 +21,7 @@ const CLEANUP: &str = "bulkhead-cleanup";
 /// A node's label that no node has: with it the cleaner waits for the agents to end.
 const HELD: &str = "bulkhead.dev/cleanup-waits-for-agents";
 /// Longest time agents may take to end.
-const AGENTS_END_WITHIN: Duration = Duration::from_secs(60);
+const AGENTS_END_WITHIN: Duration = Duration::from_mins(1);
 const DAEMON_SET: (&str, &str) = ("apps/v1", "DaemonSet");
 /// Arguments of the agent that say where things are on the node, and so are those of its `cleanup` too.
 const PLACES: [&str; 5] = [

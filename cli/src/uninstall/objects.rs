@@ -2,28 +2,29 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
-
 use crate::{
     cluster::{
         Cluster, MANAGED_BY, MANAGER,
-        object::{self, list, place, text},
+        object::{self, is_our_definition, list, place, text},
     },
     install::template::{Values, manifests},
 };
 
 const DEFINITION: (&str, &str) = ("apiextensions.k8s.io/v1", "CustomResourceDefinition");
-/// The group of our own kinds.
-const GROUP: &str = "bulkhead.dev";
-/// What runs, beside the chart, makes in its own namespace.
-const MADE: [(&str, &str, &str); 4] = [
-    ("v1", "Secret", "bulkhead-"),
-    ("v1", "ConfigMap", "bulkhead-"),
-    ("coordination.k8s.io/v1", "Lease", "bulkhead"),
-    ("batch/v1", "Job", "bulkhead-"),
+/// The definition of upstream's kind.
+const UPSTREAM: &str = "clusternetworkpolicies.policy.networking.k8s.io";
+/// What the controller makes in its own namespace.
+const MADE: [(&str, &str, &str); 3] = [
+    ("v1", "Secret", "bulkhead-ca"),
+    ("v1", "ConfigMap", "bulkhead-ca"),
+    ("coordination.k8s.io/v1", "Lease", "bulkhead-controller"),
 ];
-/// Webhook configurations are no one's in particular: the API server asks them whether they answer or not.
-const WEBHOOKS: [&str; 2] = ["ValidatingWebhookConfiguration", "MutatingWebhookConfiguration"];
+/// A webhook's configuration, which belongs to no namespace.
+const WEBHOOK: (&str, &str, &str) = (
+    "admissionregistration.k8s.io/v1",
+    "ValidatingWebhookConfiguration",
+    "bulkhead",
+);
 /// Policies that are named in the warning.
 const NAMED_MAX: usize = 20;
 
@@ -32,19 +33,22 @@ pub(super) async fn definitions(cluster: &Cluster) -> anyhow::Result<Vec<String>
     let all = cluster.list(DEFINITION, "", "").await?;
     let ours = all.iter().filter_map(|definition| {
         let body = object::json(definition).ok()?;
-        is_ours(&body).then(|| text(&body, "/metadata/name").to_owned())
+        is_our_definition(&body).then(|| text(&body, "/metadata/name").to_owned())
     });
     Ok(ours.collect())
 }
 
-/// Our own kinds, and upstream's where it was our controller that installed them: others may use those too.
-fn is_ours(definition: &Value) -> bool {
-    let managers = list(definition, "/metadata/managedFields");
-    // The API server itself manages the status of every definition.
-    text(definition, "/spec/group") == GROUP
-        || managers
-            .iter()
-            .any(|entry| text(entry, "/manager").starts_with("bulkhead") && text(entry, "/subresource").is_empty())
+/// Removes upstream's kind when it came with us: Helm installs it and never deletes it.
+pub(super) async fn remove_upstream(cluster: &Cluster, within: Duration) -> anyhow::Result<()> {
+    let Some(found) = cluster.find(DEFINITION, "", UPSTREAM).await? else {
+        return Ok(());
+    };
+    if is_our_definition(&object::json(&found)?) {
+        remove_definitions(cluster, &[UPSTREAM.to_owned()], within).await
+    } else {
+        println!("  kept     CustomResourceDefinition {UPSTREAM}: it did not come with Bulkhead");
+        Ok(())
+    }
 }
 
 /// Says which policies go with their definitions.
@@ -85,41 +89,51 @@ pub(super) async fn warn_of_loss(cluster: &Cluster, names: &[String]) -> anyhow:
     Ok(())
 }
 
+/// Removes what makes the API server ask us about policies.
+pub(super) async fn remove_webhook(cluster: &Cluster) -> anyhow::Result<()> {
+    let (version, kind, name) = WEBHOOK;
+    delete(cluster, (version, kind), "", name).await
+}
+
 /// Removes everything but definitions. Nothing may be left that refuses or grants anything in our name.
 pub(super) async fn remove(cluster: &Cluster, namespace: &str, within: Duration) -> anyhow::Result<()> {
     let of_chart = manifests(&Values::default_ones()?, namespace)?;
-    // Webhooks before what answers them: otherwise whoever writes a policy meanwhile is refused.
-    for kind in WEBHOOKS {
-        let of = ("admissionregistration.k8s.io/v1", kind);
-        for webhook in cluster.list(of, "", "").await? {
-            let name = webhook.metadata.name.unwrap_or_default();
-            if name.starts_with("bulkhead") {
-                delete(cluster, of, "", &name).await?;
-            }
-        }
-    }
     // In the reverse of the order they were applied in.
     for manifest in of_chart.iter().rev().filter(|manifest| manifest.kind != DEFINITION.1) {
         let of = (manifest.version.as_str(), manifest.kind.as_str());
         delete(cluster, of, &manifest.namespace, &manifest.name).await?;
     }
-    for manifest in of_chart.iter().filter(|manifest| manifest.kind == "Deployment") {
-        let of = (manifest.version.as_str(), manifest.kind.as_str());
-        cluster.gone(of, namespace, &manifest.name, within).await?;
+    controllers_ended(cluster, namespace, within).await?;
+    remove_made(cluster, namespace).await?;
+    remove_namespace(cluster, namespace, within).await
+}
+
+/// Waits until no controller runs any more.
+pub(super) async fn controllers_ended(cluster: &Cluster, namespace: &str, within: Duration) -> anyhow::Result<()> {
+    let labels = "app.kubernetes.io/name=bulkhead,app.kubernetes.io/component=controller";
+    cluster
+        .wait(within, async || {
+            let pods = cluster.list(("v1", "Pod"), namespace, labels).await?;
+            let names: Vec<String> = pods.into_iter().filter_map(|pod| pod.metadata.name).collect();
+            Ok(if names.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("controllers have not ended: {}", names.join(", ")))
+            })
+        })
+        .await
+}
+
+/// Removes what the controller made beside its statuses.
+pub(super) async fn remove_made(cluster: &Cluster, namespace: &str) -> anyhow::Result<()> {
+    for (version, kind, name) in MADE {
+        delete(cluster, (version, kind), namespace, name).await?;
     }
-    for (version, kind, prefix) in MADE {
-        for made in cluster.list((version, kind), namespace, "").await? {
-            let name = made.metadata.name.unwrap_or_default();
-            if name.starts_with(prefix) {
-                delete(cluster, (version, kind), namespace, &name).await?;
-            }
-        }
-    }
-    remove_namespace(cluster, namespace).await
+    Ok(())
 }
 
 /// Only one that `install` made; one that was there before may hold other things.
-async fn remove_namespace(cluster: &Cluster, namespace: &str) -> anyhow::Result<()> {
+async fn remove_namespace(cluster: &Cluster, namespace: &str, within: Duration) -> anyhow::Result<()> {
     let of = ("v1", "Namespace");
     let Some(found) = cluster.find(of, "", namespace).await? else {
         return Ok(());
@@ -131,7 +145,8 @@ async fn remove_namespace(cluster: &Cluster, namespace: &str) -> anyhow::Result<
         .get(MANAGED_BY)
         .is_some_and(|by| by == MANAGER);
     if ours {
-        delete(cluster, of, "", namespace).await
+        delete(cluster, of, "", namespace).await?;
+        cluster.gone(of, "", namespace, within).await
     } else {
         println!("  kept     Namespace {namespace}: bulkhead install did not make it");
         Ok(())

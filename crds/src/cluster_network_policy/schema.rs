@@ -58,6 +58,8 @@ pub fn crd() -> Value {
                 "policy.networking.k8s.io/bundle-version": "v0.2.0",
                 "policy.networking.k8s.io/channel": "experimental",
             },
+            // Says that it came with us, however it was installed: uninstalling takes it away again, and leaves another's alone.
+            "labels": {"app.kubernetes.io/part-of": "bulkhead"},
         },
         "spec": {
             "group": "policy.networking.k8s.io",

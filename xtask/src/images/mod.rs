@@ -36,8 +36,8 @@ pub(crate) struct Image<'a> {
 
 /// What we ship: image and programs. The container files in `deploy/images/` say the same.
 const SHIPPED: [(&str, &[&str]); 3] = [
-    ("bulkhead-controller", &["bulkhead-controller"]),
-    ("bulkhead-agent", &["bulkhead-agent", "bulkhead-cni"]),
+    ("bulkhead-controller", &["bulkhead-controller", "bulkhead"]),
+    ("bulkhead-agent", &["bulkhead-agent", "bulkhead-cni", "bulkhead"]),
     ("bulkhead", &["bulkhead"]),
 ];
 

@@ -25,7 +25,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
 /// Which crates may name a foreign one; crates not listed may be used anywhere.
 const FOREIGN: &[(&str, &[&str])] = &[
     // crds: what users write. controller: what it writes itself (Secret, Lease, TokenReview, Event), never facts or policies.
-    ("k8s-openapi", &["crds", "controller"]),
+    // cli: the type of a pod, by which kube runs commands in one.
+    ("k8s-openapi", &["crds", "controller", "cli"]),
     ("kube", &["crds", "controller", "cli", "benches"]),
     ("kube-core", &["crds"]),
     ("kube-derive", &["crds"]),

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    Arguments, paths,
+    Arguments, manifests, paths,
     run::{self, paint, step},
     tests::Outcome,
 };
@@ -34,6 +34,7 @@ const RULES: &[Rule] = &[
     ("every example is loaded by a test", docs::examples_tested),
     ("relative links in documents resolve", docs::links),
     ("README is at most 150 lines", docs::readme_length),
+    ("deploy/manifests is made from the chart as it is", manifests::current),
     ("no file is larger than 1 MiB", docs::blobs),
     ("no registry host is named", docs::registry_hosts),
 ];
