@@ -154,7 +154,7 @@ fn open_definition() -> serde_json::Value {
 async fn said_on_the_object(cluster: &Cluster) {
     let said = async {
         loop {
-            let object = cluster.get("ClusterNetworkPolicy", "", "web").await.unwrap();
+            let object = cluster.get("ClusterNetworkPolicy", "", "web").await.unwrap_or_default();
             let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
             let events = cluster.list("Event", "default").await;
             let refused = conditions

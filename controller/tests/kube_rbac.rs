@@ -2,11 +2,7 @@
 //! audit log says what was used; kinds and verbs come from the chart as helm renders it, so a new rule needs nothing here but
 //! that the controller, doing its work below, uses it.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that meets a surprise is to fail"
-)]
+#![expect(clippy::unwrap_used, reason = "a test that meets a surprise is to fail")]
 
 mod cluster;
 mod process;
@@ -132,21 +128,45 @@ async fn kubeconfig(cluster: &Cluster) -> PathBuf {
     path
 }
 
+/// Flags of an API server that writes down what the controller asks of it.
+fn audited(folder: &Path) -> Vec<String> {
+    let policy = json!({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
+        "rules": [{"level": "Metadata", "users": [USER]}, {"level": "None"}]});
+    std::fs::write(folder.join("audit.json"), policy.to_string()).unwrap();
+    vec![
+        format!("--audit-policy-file={}", folder.join("audit.json").display()),
+        format!("--audit-log-path={}", folder.join("audit.log").display()),
+        "--audit-log-mode=blocking".to_owned(),
+    ]
+}
+
+/// Waits until every right was used; fails at the first that was refused.
+async fn used_up(log: &Path, granted: &BTreeSet<Right>) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(90);
+    loop {
+        let (used, refused) = seen(log);
+        assert_eq!(
+            refused,
+            BTreeSet::new(),
+            "deploy/helm/bulkhead/templates/rbac.yaml lacks these"
+        );
+        if used == *granted {
+            break;
+        }
+        if tokio::time::Instant::now() > deadline {
+            let unused: Vec<_> = granted.difference(&used).collect();
+            let more: Vec<_> = used.difference(granted).collect();
+            panic!("rbac.yaml grants what is never used: {unused:?}; used and granted by other rules: {more:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_right_of_the_chart_is_used_and_none_is_missing() {
     let Some(helm) = helm() else {
         println!("SKIPPED: no helm beside the API server's binary: `cargo xtask cluster up` builds one");
         return;
-    };
-    let audited = |folder: &Path| {
-        let policy = json!({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
-            "rules": [{"level": "Metadata", "users": [USER]}, {"level": "None"}]});
-        std::fs::write(folder.join("audit.json"), policy.to_string()).unwrap();
-        vec![
-            format!("--audit-policy-file={}", folder.join("audit.json").display()),
-            format!("--audit-log-path={}", folder.join("audit.log").display()),
-            "--audit-log-mode=blocking".to_owned(),
-        ]
     };
     let Some(cluster) = Cluster::start_with(audited).await else {
         return;
@@ -210,23 +230,6 @@ async fn every_right_of_the_chart_is_used_and_none_is_missing() {
         }
     });
 
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(90);
-    loop {
-        let (used, refused) = seen(&log);
-        assert_eq!(
-            refused,
-            BTreeSet::new(),
-            "deploy/helm/bulkhead/templates/rbac.yaml lacks these"
-        );
-        if used == granted {
-            break;
-        }
-        if tokio::time::Instant::now() > deadline {
-            let unused: Vec<_> = granted.difference(&used).collect();
-            let more: Vec<_> = used.difference(&granted).collect();
-            panic!("rbac.yaml grants what is never used: {unused:?}; used and granted by other rules: {more:?}");
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    used_up(&log, &granted).await;
     taking.abort();
 }

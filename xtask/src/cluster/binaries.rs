@@ -82,7 +82,20 @@ pub(crate) fn build(binaries: &Binaries, go: &Path, name: &str, package: &str) -
     step(&format!("build {name}"), &mut command)
 }
 
-/// The program that is etcd and an API server, which is all that tests of the controller alone need; `None` without Go.
+/// Installs a program of a module of its own.
+fn install(binaries: &Binaries, go: &Path, module: &str) -> Result<()> {
+    let last = module.rsplit('/').next().and_then(|last| last.split('@').next());
+    let mut command = nice(go, &["install", "-trimpath", "-ldflags", "-s -w", module]);
+    command.env("GOBIN", binaries.bin());
+    step(&format!("build {}", last.unwrap_or(module)), &mut command)
+}
+
+fn helm() -> String {
+    format!("helm.sh/helm/v3/cmd/helm@{HELM}")
+}
+
+/// The program that is etcd and an API server, and beside it helm, which renders the chart: all that tests of the controller alone
+/// need. `None` without Go.
 pub(crate) fn api_server() -> Result<Option<PathBuf>> {
     let Some(go) = go() else { return Ok(None) };
     let binaries = place()?;
@@ -90,6 +103,9 @@ pub(crate) fn api_server() -> Result<Option<PathBuf>> {
     if !program.exists() {
         println!("building etcd and Kubernetes {KUBERNETES} (once; some minutes with an empty Go cache)");
         build(&binaries, &go, "kube-testbed", ".")?;
+    }
+    if !binaries.program("helm").exists() {
+        install(&binaries, &go, &helm())?;
     }
     Ok(Some(program))
 }
@@ -121,16 +137,9 @@ pub(crate) fn ensure() -> Result<Binaries> {
         format!("{containerd}/containerd-shim-runc-v2@{CONTAINERD}"),
         format!("{containerd}/ctr@{CONTAINERD}"),
         format!("github.com/coredns/coredns@v{COREDNS}"),
-        format!("helm.sh/helm/v3/cmd/helm@{HELM}"),
+        helm(),
     ] {
-        let name = module
-            .rsplit('/')
-            .next()
-            .and_then(|last| last.split('@').next())
-            .unwrap_or(&module);
-        let mut command = nice(&go, &["install", "-trimpath", "-ldflags", "-s -w", &module]);
-        command.env("GOBIN", binaries.bin());
-        step(&format!("build {name}"), &mut command)?;
+        install(&binaries, &go, &module)?;
     }
     make_images(&binaries)?;
     fs::write(&complete, "").context("marking the binaries as complete")?;
