@@ -2,7 +2,15 @@
 
 use std::{env, io, path::PathBuf, process::Command};
 
-const FILES: [&str; 6] = ["resource", "node", "bootstrap", "flow", "agent", "controller"];
+const FILES: [&str; 7] = [
+    "resource",
+    "node",
+    "bootstrap",
+    "replica",
+    "flow",
+    "agent",
+    "controller",
+];
 
 fn main() -> io::Result<()> {
     let protoc = env::var_os("PROTOC").map_or_else(|| PathBuf::from("protoc"), PathBuf::from);

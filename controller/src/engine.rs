@@ -341,11 +341,25 @@ fn take_policy(world: &mut World, policy: &Policy, revision: u64, seen: Instant)
         uid: policy.uid.clone(),
         generation,
         spec_digest,
+        version: version(policy, spec_digest),
         revision,
         seen,
     };
     world.set_policy(&policy.key, Some(entry));
     true
+}
+
+/// Names a version of a policy for replicas that may be of different builds: by what the API server gives it, where there is one.
+fn version(policy: &Policy, spec_digest: Digest) -> Digest {
+    if policy.uid.is_empty() {
+        return spec_digest;
+    }
+    let key = policy.key.to_string();
+    let generation = policy.generation.to_be_bytes();
+    Digest::of(
+        "bulkhead.dev/policy-version/v1",
+        [key.as_bytes(), policy.uid.as_bytes(), &generation],
+    )
 }
 
 /// Names a version of a policy. The debug form has every field in a fixed order, and versions live no longer than the process.

@@ -89,7 +89,8 @@ async fn serve(address: SocketAddr, router: Router, mut stop: watch::Receiver<bo
 
 async fn metrics(State(health): State<Health>) -> Response {
     let world = Arc::clone(&health.worlds.borrow());
-    let nodes = health.registry.nodes();
+    // Each replica exports its own.
+    let nodes = health.registry.own();
     let text = tokio::task::spawn_blocking(move || health.metrics.text(&world, &nodes)).await;
     match text {
         Ok(Ok(text)) => ([(CONTENT_TYPE, OPENMETRICS)], text).into_response(),

@@ -18,6 +18,7 @@ mod metrics;
 mod part;
 mod progress;
 mod registry;
+mod replicas;
 pub mod run;
 mod service;
 mod session;

@@ -52,11 +52,11 @@ impl Enforcement {
             found.needed += 1;
             found.endpoints = found.endpoints.saturating_add(*endpoints);
             let record = nodes.get(*name);
-            if let Some(record) = record.filter(|record| record.held() >= entry.revision) {
+            if let Some(record) = record.filter(|record| record.holds(entry)) {
                 found.enforced += 1;
                 // A node that connected later is not to blame for the time before.
                 let begin = record.connected_at.map_or(entry.seen, |at| at.max(entry.seen));
-                let after = record.held_since(entry.revision);
+                let after = record.holds_since(entry);
                 found
                     .latencies
                     .extend(after.map(|after| after.saturating_duration_since(begin)));
@@ -134,6 +134,7 @@ pub(crate) async fn run(
     standings: watch::Sender<Arc<Standings>>,
 ) {
     let mut propagated: BTreeMap<PolicyKey, u64> = BTreeMap::new();
+    let mut changes = registry.changes();
     loop {
         let begin = Instant::now();
         let world = Arc::clone(&worlds.borrow_and_update());
@@ -153,7 +154,7 @@ pub(crate) async fn run(
         tokio::time::sleep(PAUSE.max(begin.elapsed() * 10)).await;
         tokio::select! {
             changed = worlds.changed() => if changed.is_err() { return },
-            () = registry.changed() => {}
+            _ = changes.changed() => {}
         }
     }
 }

@@ -1,15 +1,16 @@
-//! What is known of every node that ever connected: what it holds, what it was sent, how quickly it acknowledges.
+//! What is known of every node that ever connected, here or to a replica that reports to us: what it holds, what it was sent,
+//! how quickly it acknowledges.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
 use bulkhead_policy::digest::Digest;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
-use crate::part::Part;
+use crate::{part::Part, world::PolicyEntry};
 
 /// Nodes remembered.
 pub(crate) const NODES_MAX: usize = 10_000;
@@ -18,6 +19,14 @@ pub(crate) const NODES_MAX: usize = 10_000;
 const PARTS: usize = 2;
 /// Acknowledgements remembered per node.
 const ACKS: usize = 512;
+
+/// Replicas that may report to this one at a time.
+const REPLICAS_MAX: usize = 16;
+/// What a replica reported is believed so long after its stream has ended: it, or its nodes, come back at once or not at all.
+const REPLICA_GONE: Duration = Duration::from_secs(15);
+
+/// By which of its own revisions another replica had each version of a policy.
+pub(crate) type Numbering = HashMap<Digest, u64>;
 
 /// A node as status tells of it.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +50,8 @@ pub(crate) struct NodeRecord {
     /// When the kernel came to hold a revision; both rise.
     held: VecDeque<(u64, Instant)>,
     parts: VecDeque<Part>,
+    /// Whose revisions these are, when they are another replica's.
+    pub(crate) numbering: Option<Arc<Numbering>>,
     session: u64,
     displace: Option<watch::Sender<bool>>,
 }
@@ -51,19 +62,48 @@ impl NodeRecord {
         self.held.back().map_or(0, |(revision, _)| *revision)
     }
 
-    /// When the node came to hold `revision` or a later one; `None` when it does not, or that is longer ago than is remembered.
-    pub(crate) fn held_since(&self, revision: u64) -> Option<Instant> {
+    /// The revision that brought a version of a policy, in the count of the replica that serves this node.
+    fn revision_of(&self, entry: &PolicyEntry) -> Option<u64> {
+        match &self.numbering {
+            None => Some(entry.revision),
+            Some(numbering) => numbering.get(&entry.version).copied(),
+        }
+    }
+
+    /// True when the node holds a version of a policy.
+    pub(crate) fn holds(&self, entry: &PolicyEntry) -> bool {
+        self.revision_of(entry).is_some_and(|revision| self.held() >= revision)
+    }
+
+    /// When the node came to hold a version of a policy; `None` when it does not, or that is longer ago than is remembered.
+    pub(crate) fn holds_since(&self, entry: &PolicyEntry) -> Option<Instant> {
+        self.held_since(self.revision_of(entry)?)
+    }
+
+    /// When the node came to hold `revision` or a later one.
+    fn held_since(&self, revision: u64) -> Option<Instant> {
         let at = self.held.partition_point(|(held, _)| *held < revision);
         self.held.get(at).map(|(_, at)| *at)
     }
 
+    /// What the node came to hold after it held `revision`, and when.
+    pub(crate) fn held_after(&self, revision: u64) -> impl Iterator<Item = (u64, Instant)> {
+        let at = self.held.partition_point(|(held, _)| *held <= revision);
+        self.held.range(at..).copied()
+    }
+
     /// Notes that the kernel holds a revision.
     pub(crate) fn hold(&mut self, revision: u64) {
+        self.hold_since(revision, Instant::now());
+    }
+
+    /// Notes that the kernel came to hold a revision at that time.
+    pub(crate) fn hold_since(&mut self, revision: u64, at: Instant) {
         if revision > self.held() {
             if self.held.len() == ACKS {
                 self.held.pop_front();
             }
-            self.held.push_back((revision, Instant::now()));
+            self.held.push_back((revision, at));
         }
     }
 
@@ -78,11 +118,60 @@ impl NodeRecord {
     }
 }
 
-/// All nodes.
-#[derive(Clone, Debug, Default)]
+/// All nodes: those whose streams end here, and what other replicas report of theirs.
+#[derive(Clone, Debug)]
 pub(crate) struct Registry {
     nodes: Arc<Mutex<BTreeMap<String, NodeRecord>>>,
-    changed: Arc<Notify>,
+    /// By the instance that reports.
+    replicas: Arc<Mutex<BTreeMap<String, Replica>>>,
+    changed: watch::Sender<()>,
+}
+
+/// What another replica reports.
+#[derive(Debug, Default)]
+pub(crate) struct Replica {
+    pub(crate) numbering: Arc<Numbering>,
+    pub(crate) nodes: BTreeMap<String, NodeRecord>,
+    /// Counts its streams; the last one to begin is the one that counts.
+    stream: u64,
+    ended: Option<Instant>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self {
+            nodes: Arc::default(),
+            replicas: Arc::default(),
+            changed: watch::channel(()).0,
+        }
+    }
+}
+
+/// A replica's stream of reports.
+#[derive(Debug)]
+pub(crate) struct Reports {
+    registry: Registry,
+    instance: String,
+    stream: u64,
+}
+
+impl Reports {
+    /// Changes what is known of the replica, unless a newer stream of it has begun.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Replica)) {
+        let mut replicas = self.registry.lock_replicas();
+        if let Some(replica) = replicas.get_mut(&self.instance)
+            && replica.stream == self.stream
+        {
+            change(replica);
+            self.registry.changed.send_replace(());
+        }
+    }
+}
+
+impl Drop for Reports {
+    fn drop(&mut self) {
+        self.update(|replica| replica.ended = Some(Instant::now()));
+    }
 }
 
 /// Why a node cannot be taken.
@@ -135,14 +224,57 @@ impl Registry {
         })
     }
 
-    /// Done when a node's record changed since the last time; for one who asks.
-    pub(crate) async fn changed(&self) {
-        self.changed.notified().await;
+    fn lock_replicas(&self) -> MutexGuard<'_, BTreeMap<String, Replica>> {
+        self.replicas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Every node as it is now.
-    pub(crate) fn nodes(&self) -> BTreeMap<String, NodeRecord> {
+    /// Takes the reports of another replica, from the beginning; `None` when there are too many replicas.
+    pub(crate) fn reports_of(&self, instance: &str) -> Option<Reports> {
+        let mut replicas = self.lock_replicas();
+        replicas.retain(|_, replica| replica.ended.is_none_or(|at| at.elapsed() < REPLICA_GONE));
+        if replicas.len() >= REPLICAS_MAX && !replicas.contains_key(instance) {
+            return None;
+        }
+        let stream = replicas.get(instance).map_or(1, |replica| replica.stream + 1);
+        let replica = Replica {
+            stream,
+            ..Replica::default()
+        };
+        replicas.insert(instance.to_owned(), replica);
+        Some(Reports {
+            registry: self.clone(),
+            instance: instance.to_owned(),
+            stream,
+        })
+    }
+
+    /// Changes whenever a record does.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// The nodes of this replica as they are now.
+    pub(crate) fn own(&self) -> BTreeMap<String, NodeRecord> {
         self.lock().clone()
+    }
+
+    /// The nodes of all replicas that report here, and our own: of a node that changed replicas, what its last stream said.
+    pub(crate) fn nodes(&self) -> BTreeMap<String, NodeRecord> {
+        let mut nodes = self.own();
+        let newest = |record: &NodeRecord| (record.connected, record.connected_at);
+        for replica in self.lock_replicas().values() {
+            if replica.ended.is_some_and(|at| at.elapsed() >= REPLICA_GONE) {
+                continue;
+            }
+            for (name, record) in &replica.nodes {
+                if nodes.get(name).is_none_or(|known| newest(known) < newest(record)) {
+                    let mut record = record.clone();
+                    record.numbering = Some(Arc::clone(&replica.numbering));
+                    nodes.insert(name.clone(), record);
+                }
+            }
+        }
+        nodes
     }
 }
 
@@ -159,7 +291,7 @@ impl Seat {
             && record.session == self.session
         {
             change(record);
-            self.registry.changed.notify_one();
+            self.registry.changed.send_replace(());
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    net::SocketAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -30,6 +31,7 @@ use crate::{
     metrics::Metrics,
     progress,
     registry::Registry,
+    replicas,
     service::Service,
     session::raised,
     socket::Socket,
@@ -80,13 +82,15 @@ pub async fn run(config: Config, log_level: Option<Level>, shutdown: impl Future
         metrics,
         trust_domain: config.tls.listen_tls.map(|_| config.tls.trust_domain.clone()),
     };
-    let nodes = over_tls(&config, cluster.as_ref(), &service);
+    let (leader, leads) = watch::channel(None);
+    let nodes = over_tls(&config, cluster.as_ref(), &service, leads);
     let mut tasks = JoinSet::new();
     let health = report(
         &mut tasks,
         &service,
         cluster.clone(),
-        &config.namespace,
+        &config,
+        leader,
         (pulse, log_level),
     );
     health.start(&config, &stopped).await?;
@@ -131,7 +135,12 @@ fn router(service: Service) -> Router {
 }
 
 /// Serves nodes and the API server over TLS where that is asked for; ends only with an error.
-async fn over_tls(config: &Config, cluster: Option<&Client>, service: &Service) -> anyhow::Result<()> {
+async fn over_tls(
+    config: &Config,
+    cluster: Option<&Client>,
+    service: &Service,
+    leads: watch::Receiver<Option<SocketAddr>>,
+) -> anyhow::Result<()> {
     if config.tls.listen_tls.is_none() && config.webhook.webhook_listen.is_none() {
         return std::future::pending().await;
     }
@@ -147,8 +156,13 @@ async fn over_tls(config: &Config, cluster: Option<&Client>, service: &Service) 
         cluster.cloned(),
         service,
     );
+    let reports = replicas::run(authority.clone(), service, leads);
     let nodes = tls::serve::serve(&config.tls, authority, cluster.cloned(), service.clone(), stopped);
-    tokio::try_join!(nodes, webhook).map(|_| ())
+    let served = async { tokio::try_join!(nodes, webhook).map(|_| ()) };
+    tokio::select! {
+        served = served => served,
+        () = reports => bail!("reports to other replicas ended by themselves"),
+    }
 }
 
 /// Carries batches from the source to the engine until one of them is gone.
@@ -165,7 +179,8 @@ fn report(
     tasks: &mut JoinSet<()>,
     service: &Service,
     cluster: Option<Client>,
-    namespace: &str,
+    config: &Config,
+    leader: watch::Sender<Option<SocketAddr>>,
     (pulse, log_level): (Pulse, Option<Level>),
 ) -> Health {
     let (standing, standings) = watch::channel(Arc::default());
@@ -181,8 +196,12 @@ fn report(
     let (worlds, registry) = (service.worlds.clone(), service.registry.clone());
     tasks.spawn(progress::run(worlds, registry, service.metrics.clone(), standing));
     if let Some(client) = cluster {
-        let identity = service.about.instance.clone();
-        let namespace = namespace.to_owned();
+        let identity = kube_status::election::Identity {
+            instance: service.about.instance.clone(),
+            address: config.tls.advertised(),
+            leader,
+        };
+        let namespace = config.namespace.clone();
         tasks.spawn(kube_status::run(
             client,
             namespace,

@@ -94,6 +94,9 @@ impl NodeService for Service {
                 let reason = format!("node {node} asks for the state of node {}", hello.node);
                 return Err(refused(None, &reason));
             }
+            Caller::Controller(remote) => {
+                return Err(refused(remote, "the certificate is a controller's, not a node's"));
+            }
             Caller::Unknown(remote) => {
                 let reason = format!(
                     "node {} has no client certificate; get one from BootstrapService",

@@ -22,6 +22,8 @@ pub(crate) struct PolicyEntry {
     pub(crate) uid: String,
     pub(crate) generation: i64,
     pub(crate) spec_digest: Digest,
+    /// Names this version for every replica.
+    pub(crate) version: Digest,
     /// The revision that brought this version.
     pub(crate) revision: u64,
     /// When the source saw it.

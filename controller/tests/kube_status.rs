@@ -122,6 +122,63 @@ async fn conditions_say_where_a_policy_is_enforced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_nodes_of_the_other_replica_hold_is_in_the_status() {
+    let Some(cluster) = Cluster::start().await else { return };
+    cluster.namespace("shop").await;
+    cluster.create(pod("web", "n1", &["10.0.1.1"])).await;
+    cluster.create(pod("db", "n2", &["10.0.2.1"])).await;
+    let replica = async || {
+        let mut arguments = arguments(&cluster);
+        arguments.extend(["--listen-tls", &free(), "--advertise-address", "127.0.0.1"].map(Into::into));
+        Controller::start_with(arguments).await
+    };
+    let (mut one, mut two) = (replica().await, replica().await);
+    let mut policy = admin_policy("all", 7);
+    policy["spec"]["subject"] = json!({"namespaces": {}});
+    cluster.created_when_possible(policy, DEADLINE).await;
+    // One of them writes, so one node is always the other one's.
+    let mut first = Node::connect(&one, "n1").await;
+    let mut second = Node::connect(&two, "n2").await;
+    first.update_until(knows).await;
+    let partly = |waiting: &str| format!("enforced on 1 of 2 nodes; waiting for {waiting}");
+    when(&cluster, "ClusterNetworkPolicy", "all", |object| {
+        condition(object, "Enforced")["message"] == partly("n2")
+    })
+    .await;
+    second.update_until(knows).await;
+    let enforced = |generation: i64| {
+        move |object: &Value| {
+            let enforced = condition(object, "Enforced");
+            enforced["status"] == "True" && enforced["observedGeneration"] == generation
+        }
+    };
+    when(&cluster, "ClusterNetworkPolicy", "all", enforced(1)).await;
+
+    // A new version: what was told of the old one does not count.
+    let patch = json!({"spec": {"ingress": [
+        {"action": "Deny", "from": [{"namespaces": {"matchLabels": {"team": "shop"}}}]}]}});
+    cluster.patch("ClusterNetworkPolicy", "", "all", patch).await.unwrap();
+    second.update().await;
+    when(&cluster, "ClusterNetworkPolicy", "all", |object| {
+        let enforced = condition(object, "Enforced");
+        enforced["message"] == partly("n1") && enforced["observedGeneration"] == 2
+    })
+    .await;
+    first.update().await;
+    when(&cluster, "ClusterNetworkPolicy", "all", enforced(2)).await;
+
+    // The first replica goes, whichever it was; the other one writes on, and its node comes to it.
+    one.stop().await;
+    let patch = json!({"spec": {"priority": 8}});
+    cluster.patch("ClusterNetworkPolicy", "", "all", patch).await.unwrap();
+    let mut first = Node::connect(&two, "n1").await;
+    first.update().await;
+    second.update().await;
+    when(&cluster, "ClusterNetworkPolicy", "all", enforced(3)).await;
+    two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_replica_writes_and_findings_are_said_once() {
     let Some(cluster) = Cluster::start().await else { return };
     cluster.namespace("shop").await;

@@ -1,7 +1,10 @@
-//! Which replica writes: the one that holds the Lease. A holder that is not heard of for [`HELD`] has lost it, by each candidate's
+//! Which replica writes: the one that holds the Lease, which says where the others reach it. A holder that is not heard of for [`HELD`] has lost it, by each candidate's
 //! own clock, so that clocks need not agree.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
@@ -21,19 +24,38 @@ const GIVE_UP: Duration = Duration::from_secs(10);
 /// Between looks.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// Annotation of the Lease: where the holder takes reports of other replicas, ADDRESS:PORT.
+const ADDRESS: &str = "bulkhead.dev/address";
+
+/// Who we are to other replicas, and where who leads is noted.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) instance: String,
+    /// Where other replicas reach us.
+    pub(crate) address: Option<SocketAddr>,
+    /// Where the replica that writes is reached; `None` while that is us, or nobody, or it does not say.
+    pub(crate) leader: watch::Sender<Option<SocketAddr>>,
+}
+
 /// What a candidate knows of the Lease.
 struct Candidate {
     api: Api<Lease>,
     identity: String,
+    /// Where other replicas reach us.
+    address: Option<SocketAddr>,
+    /// Where the holder is reached, when it is another one and says so.
+    holder: Option<SocketAddr>,
     /// The version of another one's Lease, and since when it has been that.
     seen: Option<(String, Instant)>,
 }
 
 /// Tries to hold the Lease for ever; `lead` says whether this process does.
-pub(super) async fn run(client: Client, namespace: String, identity: String, lead: watch::Sender<bool>) {
+pub(super) async fn run(client: Client, namespace: String, who: Identity, lead: watch::Sender<bool>) {
     let mut candidate = Candidate {
         api: Api::namespaced(client, &namespace),
-        identity,
+        identity: who.instance,
+        address: who.address,
+        holder: None,
         seen: None,
     };
     let mut renewed = Instant::now();
@@ -57,6 +79,9 @@ pub(super) async fn run(client: Client, namespace: String, identity: String, lea
             }
             Err(_) => false,
         };
+        let holder = candidate.holder.filter(|_| !held);
+        who.leader
+            .send_if_modified(|known| std::mem::replace(known, holder) != holder);
         if lead.send_replace(held) != held {
             let said = if held {
                 "writes status from now on"
@@ -73,23 +98,37 @@ impl Candidate {
     /// Looks at the Lease, and takes or renews it when that may be; true when it is held.
     async fn look(&mut self) -> kube::Result<bool> {
         let Some(mut lease) = self.api.get_opt(MANAGER).await? else {
-            let lease = Lease {
+            let mut lease = Lease {
                 metadata: ObjectMeta {
                     name: Some(MANAGER.to_owned()),
                     ..ObjectMeta::default()
                 },
                 spec: Some(self.spec(None)),
             };
+            self.sign(&mut lease);
             return taken(self.api.create(&PostParams::default(), &lease).await);
         };
         let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone());
         let holder = holder.filter(|holder| !holder.is_empty());
         if holder.as_ref().is_some_and(|holder| *holder != self.identity) && !self.expired(&lease) {
+            let address = lease.metadata.annotations.as_ref().and_then(|all| all.get(ADDRESS));
+            self.holder = address.and_then(|address| address.parse().ok());
             return Ok(false);
         }
         lease.spec = Some(self.spec(lease.spec));
+        self.sign(&mut lease);
         // The version that was read goes with it: of two candidates one is refused.
         taken(self.api.replace(MANAGER, &PostParams::default(), &lease).await)
+    }
+
+    /// Says where we are reached.
+    fn sign(&mut self, lease: &mut Lease) {
+        self.holder = None;
+        let annotations = lease.metadata.annotations.get_or_insert_default();
+        match self.address {
+            Some(address) => drop(annotations.insert(ADDRESS.to_owned(), address.to_string())),
+            None => drop(annotations.remove(ADDRESS)),
+        }
     }
 
     /// Another one's Lease that has not changed for long enough.

@@ -5,7 +5,7 @@
 //! fails is tried again later and later. A status of ours changes no generation, so our own writes wake nobody.
 
 pub(crate) mod conditions;
-mod election;
+pub(crate) mod election;
 mod events;
 mod statuses;
 
@@ -49,12 +49,13 @@ fn status_of(kind: PolicyKind) -> Option<ApiResource> {
 pub(crate) async fn run(
     client: Client,
     namespace: String,
-    identity: String,
+    who: election::Identity,
     standings: watch::Receiver<Arc<Standings>>,
     metrics: Metrics,
 ) {
     let (lead, leads) = watch::channel(false);
-    let election = election::run(client.clone(), namespace, identity.clone(), lead);
+    let identity = who.instance.clone();
+    let election = election::run(client.clone(), namespace, who, lead);
     tokio::join!(election, write(client, identity, standings, leads, metrics));
 }
 

@@ -167,6 +167,13 @@ impl Authority {
         Ok((issued, PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
     }
 
+    /// A key and certificate with which this controller connects to another one.
+    pub(crate) fn client(&self) -> Result<(Issued, PrivateKeyDer<'static>)> {
+        let key = KeyPair::generate().context("making a key")?;
+        let issued = self.sign(&Peer::Controller, &key, ExtendedKeyUsagePurpose::ClientAuth)?;
+        Ok((issued, PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
+    }
+
     /// A key and certificate for the API server to check under these names (DNS names or addresses); no node takes it for the
     /// controller's, because it has no SPIFFE ID.
     pub(crate) fn webhook(&self, names: &[String]) -> Result<(Issued, PrivateKeyDer<'static>)> {

@@ -79,6 +79,9 @@ impl BootstrapService for Bootstrap {
         let (known, remote) = match caller {
             Caller::Node(known, _) => (Ok(known), None),
             Caller::Unknown(remote) => (self.by_token(&token).await, remote),
+            Caller::Controller(remote) => {
+                return Err(refused(remote, "the certificate is a controller's, not a node's"));
+            }
             Caller::Local => {
                 return Err(Status::failed_precondition(
                     "certificates are for TCP; the unix socket needs none",

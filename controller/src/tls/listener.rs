@@ -182,6 +182,8 @@ pub(crate) enum Caller {
     Local,
     /// Over TLS, with a certificate that is what a node's must be, and when that ends.
     Node(String, SystemTime),
+    /// Over TLS, with the certificate of another replica.
+    Controller(Option<SocketAddr>),
     /// Over TLS, without a certificate.
     Unknown(Option<SocketAddr>),
 }
@@ -189,7 +191,7 @@ pub(crate) enum Caller {
 /// Who sent a request, by the connection it came on.
 ///
 /// # Errors
-/// `UNAUTHENTICATED` for a certificate that is not what a node's must be; the reason is logged as well.
+/// `UNAUTHENTICATED` for a certificate that is not what a node's or a controller's must be; the reason is logged as well.
 pub(crate) fn caller<T>(request: &Request<T>, trust_domain: Option<&TrustDomain>) -> Result<Caller, Status> {
     let Some(tls) = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>() else {
         return Ok(Caller::Local);
@@ -207,7 +209,7 @@ pub(crate) fn caller<T>(request: &Request<T>, trust_domain: Option<&TrustDomain>
             Ok((_, not_after)) => Ok(Caller::Node(node, not_after)),
             Err(error) => Err(refused(remote, &error.to_string())),
         },
-        Ok(Peer::Controller) => Err(refused(remote, "the certificate is a controller's, not a node's")),
+        Ok(Peer::Controller) => Ok(Caller::Controller(remote)),
         Err(error) => Err(refused(remote, &error.to_string())),
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod authority;
 mod bootstrap;
+pub(crate) mod dial;
 pub(crate) mod listener;
 pub mod options;
 mod review;

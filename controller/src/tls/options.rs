@@ -1,6 +1,9 @@
 //! What can be told about TCP and TLS.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use bulkhead_proto::spiffe::TrustDomain;
 
@@ -11,6 +14,15 @@ pub struct Options {
     /// Where nodes connect over TCP with TLS 1.3, as in 0.0.0.0:4433; absent = only over the unix socket.
     #[arg(long, value_name = "ADDRESS:PORT", env = "BULKHEAD_LISTEN_TLS")]
     pub listen_tls: Option<SocketAddr>,
+    /// Address at which other replicas reach --listen-tls, such as the pod's; absent = they do not, and what their nodes hold is not
+    /// in any status this one writes.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "BULKHEAD_ADVERTISE_ADDRESS",
+        requires = "listen_tls"
+    )]
+    pub advertise_address: Option<IpAddr>,
     /// SPIFFE trust domain of nodes and controller.
     #[arg(
         long,
@@ -43,4 +55,11 @@ pub struct Options {
     #[arg(long, value_name = "HOURS", env = "BULKHEAD_CERTIFICATE_HOURS", default_value_t = 24,
           value_parser = clap::value_parser!(u64).range(1..=24 * 365))]
     pub certificate_hours: u64,
+}
+
+impl Options {
+    /// Where other replicas reach us.
+    pub(crate) fn advertised(&self) -> Option<SocketAddr> {
+        Some(SocketAddr::new(self.advertise_address?, self.listen_tls?.port()))
+    }
 }

@@ -5,7 +5,10 @@ use std::{path::Path, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use bulkhead_proto::{
     MESSAGE_BYTES_MAX,
-    v1::{bootstrap_service_server::BootstrapServiceServer, node_service_server::NodeServiceServer},
+    v1::{
+        bootstrap_service_server::BootstrapServiceServer, node_service_server::NodeServiceServer,
+        replica_service_server::ReplicaServiceServer,
+    },
 };
 use kube::Client;
 use tokio::sync::watch;
@@ -20,7 +23,7 @@ use super::{
     review::Reviewer,
     secret,
 };
-use crate::{service::Service, session::raised};
+use crate::{replicas::Take, service::Service, session::raised};
 
 /// Where the authority is when neither a folder is named nor a cluster is there to keep it.
 const CA_DIR: &str = "/var/lib/bulkhead/ca";
@@ -63,6 +66,11 @@ pub(crate) async fn serve(
         service_account: options.agent_service_account.clone(),
     });
     tracing::info!(%address, trust_domain = %options.trust_domain, "serving nodes over TLS");
+    let replicas = ReplicaServiceServer::new(Take {
+        registry: service.registry.clone(),
+        trust_domain: options.trust_domain.clone(),
+        stop: stop.clone(),
+    });
     let nodes = NodeServiceServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -70,6 +78,7 @@ pub(crate) async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(nodes)
+        .add_service(replicas.max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(BootstrapServiceServer::new(Bootstrap::new(authority, reviewer)))
         .serve_with_incoming_shutdown(ReceiverStream::new(connections), async move { raised(&mut stop).await })
         .await
