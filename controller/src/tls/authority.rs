@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use bulkhead_identity::Trust;
 use bulkhead_proto::spiffe::{CONTROLLER_NAME, Peer, TrustDomain};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
@@ -139,8 +140,9 @@ impl Authority {
         &self.trust_domain
     }
 
-    pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
-        &self.certificate
+    /// Trust in what it signs.
+    pub(crate) fn trust(&self) -> Result<Trust> {
+        Trust::new(self.trust_domain.clone(), [self.certificate.clone()]).context("the authority's certificate")
     }
 
     /// What nodes are given to trust.
