@@ -170,6 +170,9 @@ fn message(message: Message) -> NodeMessage {
     NodeMessage { message: Some(message) }
 }
 
+/// Makes what is shown on a connection.
+type Worse<'a> = Box<dyn Fn(&Binding) -> Certificates + 'a>;
+
 /// Waits for a moment of the clock.
 async fn passed(moment: SystemTime) {
     while let Ok(left) = moment.duration_since(SystemTime::now()) {
@@ -238,7 +241,6 @@ async fn what_is_shown_on_a_stream_must_be_the_nodes_own_for_this_stream() {
     let foreign = identity(&foreign.svid(N1, HOUR).unwrap(), &node("n1"));
     let other = identity(&svid("spiffe://test.example/node/n2"), &node("n2"));
     let newer = identity(&svid(N1), &node("n1"));
-    type Worse<'a> = Box<dyn Fn(&Binding) -> Certificates + 'a>;
     let cases: [(&str, Worse<'_>); 7] = [
         (
             "not made by the newer certificate's key",

@@ -86,6 +86,8 @@ impl Standing {
 }
 
 async fn lapsed(mut shown: watch::Receiver<Shown>, mut trusted: Trusted) -> String {
+    // Nobody changes the authorities any more once their sender is gone; certificates end all the same.
+    let mut settled = false;
     loop {
         let now = shown.borrow_and_update().clone();
         tokio::select! {
@@ -94,10 +96,8 @@ async fn lapsed(mut shown: watch::Receiver<Shown>, mut trusted: Trusted) -> Stri
                 // The session is over.
                 return std::future::pending().await;
             },
-            changed = trusted.changed() => {
-                if changed.is_err() {
-                    return std::future::pending().await;
-                }
+            changed = trusted.changed(), if !settled => {
+                settled = changed.is_err();
                 let trust = trusted.borrow_and_update().clone();
                 let end = trust.map(|trust| trust.verify(&now.chain, End::Client, SystemTime::now()));
                 if let Some(Err(error)) = end {
