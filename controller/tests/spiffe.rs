@@ -13,6 +13,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bulkhead_identity::{
     Identity, Source, Trust, dial, follow,
     proof::{self, Binding},
@@ -342,8 +343,8 @@ async fn a_workload_api_that_is_gone_or_gives_nothing_takes_nothing_away() {
 }
 
 fn pem(kind: &str, der: &[u8]) -> String {
-    let text = serde_json::to_value(k8s_openapi::ByteString(der.to_vec())).unwrap();
-    let lines: Vec<&[u8]> = text.as_str().unwrap().as_bytes().chunks(64).collect();
+    let text = STANDARD.encode(der);
+    let lines: Vec<&[u8]> = text.as_bytes().chunks(64).collect();
     let text = String::from_utf8(lines.join(&b'\n')).unwrap();
     format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n")
 }

@@ -43,7 +43,7 @@ pub enum ProofError {
     #[error("field certificates: {0} bytes; at most {CHAIN_BYTES_MAX} are accepted")]
     Long(usize),
     /// Not one of ours, or not any more.
-    #[error("the newer certificate: {0}")]
+    #[error(transparent)]
     Certificate(#[from] TrustError),
     /// A scheme that TLS 1.3 does not have.
     #[error("field scheme: {0:#06x} is none of TLS 1.3")]

@@ -20,7 +20,7 @@ use common::{SOON, reaches, serve_everywhere, skipped};
 const DOMAIN: &str = "test.example";
 const ADDRESS: &str = "127.0.0.1:4433";
 /// What one certificate lives.
-const SHORT: Duration = Duration::from_secs(9);
+const SHORT: Duration = Duration::from_secs(15);
 const RULES: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: web, namespace: shop}\n\
                      spec:\n  podSelector: {matchLabels: {app: web}}\n  policyTypes: [Ingress]\n\
                      \x20 ingress: [{from: [{podSelector: {matchLabels: {app: NAME}}}]}]\n";
