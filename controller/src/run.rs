@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use bulkhead_identity::{Source as CertificateSource, Trust};
 use bulkhead_policy::compiler::ControlPlane;
 use bulkhead_proto::{
     MESSAGE_BYTES_MAX,
@@ -41,7 +42,8 @@ use crate::{
         kube::{Kube, connect},
     },
     status::{self, About},
-    tls, webhook,
+    tls::{self, serve::From},
+    webhook,
 };
 
 /// Inputs waiting for the engine; who has more waits.
@@ -51,6 +53,7 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// Serves until `shutdown` is done (then Ok), or until a part of it ends that must not. `log_level` changes the level at run time.
 pub async fn run(config: Config, log_level: Option<Level>, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let certificates = config.tls.source()?;
     let Listen::Unix(path) = &config.listen;
     let (_socket, listener) = Socket::bind(path)?;
     let started = SystemTime::now();
@@ -73,6 +76,7 @@ pub async fn run(config: Config, log_level: Option<Level>, shutdown: impl Future
     let source_ended = source.start(batches)?;
 
     let (stop, stopped) = watch::channel(false);
+    let (trust, trusted) = watch::channel(None);
     let service = Service {
         registry: Registry::default(),
         engine: inputs.clone(),
@@ -80,10 +84,10 @@ pub async fn run(config: Config, log_level: Option<Level>, shutdown: impl Future
         stop: stopped.clone(),
         about: Arc::new(about),
         metrics,
-        trust_domain: config.tls.listen_tls.map(|_| config.tls.trust_domain.clone()),
+        trusted,
     };
     let (leader, leads) = watch::channel(None);
-    let nodes = over_tls(&config, cluster.as_ref(), &service, leads);
+    let nodes = over_tls(&config, (certificates, trust), cluster.as_ref(), &service, leads);
     let mut tasks = JoinSet::new();
     let health = report(
         &mut tasks,
@@ -137,6 +141,7 @@ fn router(service: Service) -> Router {
 /// Serves nodes and the API server over TLS where that is asked for; ends only with an error.
 async fn over_tls(
     config: &Config,
+    (source, trust): (Option<CertificateSource>, watch::Sender<Option<Trust>>),
     cluster: Option<&Client>,
     service: &Service,
     leads: watch::Receiver<Option<SocketAddr>>,
@@ -145,19 +150,21 @@ async fn over_tls(
         return std::future::pending().await;
     }
     let secret = cluster.map(|client| (client, config.namespace.as_str()));
-    let authority = tls::serve::authority(&config.tls, secret)
-        .await
-        .context("certificate authority")?;
-    let stopped = service.stop.clone();
-    let webhook = webhook::serve(
-        &config.webhook,
-        &config.namespace,
-        authority.clone(),
-        cluster.cloned(),
-        service,
-    );
-    let reports = replicas::run(authority.clone(), service, leads);
-    let nodes = tls::serve::serve(&config.tls, authority, cluster.cloned(), service.clone(), stopped);
+    // The API server is shown a certificate of our own authority, whatever nodes are shown.
+    let authority = if source.is_none() || config.webhook.webhook_listen.is_some() {
+        let authority = tls::serve::authority(&config.tls, secret, source.is_none()).await;
+        Some(authority.context("certificate authority")?)
+    } else {
+        None
+    };
+    let from = match (source, &authority) {
+        (Some(source), _) => From::source(source, &config.tls),
+        (None, Some(authority)) => From::Authority(authority.clone()),
+        (None, None) => bail!("no source of certificates"),
+    };
+    let reports = replicas::run(from.clone(), service, leads);
+    let webhook = webhook::serve(&config.webhook, &config.namespace, authority, cluster.cloned(), service);
+    let nodes = tls::serve::serve(&config.tls, from, trust, cluster.cloned(), service.clone());
     let served = async { tokio::try_join!(nodes, webhook).map(|_| ()) };
     tokio::select! {
         served = served => served,

@@ -1,13 +1,9 @@
 //! The gRPC services: the node stream's first message, and status.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
 use bulkhead_proto::{
     PROTOCOL_VERSION,
-    spiffe::TrustDomain,
     v1::{self, controller_service_server::ControllerService, node_message, node_service_server::NodeService},
 };
 use tokio::sync::{mpsc, watch};
@@ -20,7 +16,10 @@ use crate::{
     registry::Registry,
     session::Session,
     status,
-    tls::listener::{Caller, caller, refused},
+    tls::{
+        connection::{Caller, caller, refused},
+        standing::{Standing, Trusted},
+    },
     world::World,
 };
 
@@ -40,8 +39,8 @@ pub(crate) struct Service {
     pub(crate) stop: watch::Receiver<bool>,
     pub(crate) about: Arc<status::About>,
     pub(crate) metrics: Metrics,
-    /// Whose certificates are believed; `None` where nobody comes over TLS.
-    pub(crate) trust_domain: Option<TrustDomain>,
+    /// Whose certificates are believed.
+    pub(crate) trusted: Trusted,
 }
 
 async fn hello(inbound: &mut Streaming<v1::NodeMessage>) -> Result<v1::Hello, Status> {
@@ -64,18 +63,6 @@ async fn hello(inbound: &mut Streaming<v1::NodeMessage>) -> Result<v1::Hello, St
     Ok(hello)
 }
 
-/// Waits until a moment of the wall clock, which may be set meanwhile; for ever when there is none.
-async fn passed(moment: Option<SystemTime>) {
-    /// Between looks at the clock.
-    const LOOK: Duration = Duration::from_secs(30);
-    let Some(moment) = moment else {
-        return std::future::pending().await;
-    };
-    while let Ok(left) = moment.duration_since(SystemTime::now()) {
-        tokio::time::sleep(left.min(LOOK)).await;
-    }
-}
-
 #[tonic::async_trait]
 impl NodeService for Service {
     type ConnectStream = ReceiverStream<Result<v1::ControllerMessage, Status>>;
@@ -84,18 +71,19 @@ impl NodeService for Service {
         &self,
         request: Request<Streaming<v1::NodeMessage>>,
     ) -> Result<Response<Self::ConnectStream>, Status> {
-        let caller = caller(&request, self.trust_domain.as_ref())?;
+        let trust_domain = self.trusted.borrow().as_ref().map(|trust| trust.trust_domain().clone());
+        let caller = caller(&request, trust_domain.as_ref())?;
         let mut inbound = request.into_inner();
         let hello = hello(&mut inbound).await?;
-        let until = match caller {
+        let standing = match caller {
             Caller::Local => None,
-            Caller::Node(node, until) if node == hello.node => Some(until),
-            Caller::Node(node, _) => {
-                let reason = format!("node {node} asks for the state of node {}", hello.node);
+            Caller::Node(node) if node.name == hello.node => Some(Standing::new(node, self.trusted.clone())),
+            Caller::Node(node) => {
+                let reason = format!("node {} asks for the state of node {}", node.name, hello.node);
                 return Err(refused(None, &reason));
             }
-            Caller::Controller(remote) => {
-                return Err(refused(remote, "the certificate is a controller's, not a node's"));
+            Caller::Controller(replica) => {
+                return Err(refused(replica.remote, "the certificate is a controller's, not a node's"));
             }
             Caller::Unknown(remote) => {
                 let reason = format!(
@@ -122,16 +110,19 @@ impl NodeService for Service {
             controller_version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: PROTOCOL_VERSION,
             instance: self.about.instance.clone(),
+            takes_certificates: standing.is_some(),
         });
         // Ends with the stream or at shutdown; a panic in it takes its own stream with it and nothing else.
         let stop = self.stop.clone();
+        let lapsed = standing.as_ref().map(Standing::lapsed);
+        session.standing = standing;
         drop(tokio::spawn(async move {
             tokio::select! {
                 () = session.run(inbound, stop) => {}
-                () = passed(until) => tracing::warn!(
-                    node = hello.node,
-                    "the stream is closed: the certificate it was opened with has ended"
-                ),
+                reason = async { match lapsed {
+                    Some(lapsed) => lapsed.await,
+                    None => std::future::pending().await,
+                } } => tracing::warn!(node = hello.node, "the stream is closed: {reason}"),
             }
         }));
         Ok(Response::new(ReceiverStream::new(stream)))

@@ -14,7 +14,10 @@ use bulkhead_proto::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Status, Streaming};
 
-use crate::{engine::Input, metrics::Metrics, part::Part, registry::Seat, service::Service, world::World};
+use crate::{
+    engine::Input, metrics::Metrics, part::Part, registry::Seat, service::Service, tls::standing::Standing,
+    world::World,
+};
 
 /// First wait before an update the node refused is sent again; doubled up to [`RETRY_MAX`].
 const RETRY: Duration = Duration::from_secs(1);
@@ -49,6 +52,8 @@ pub(crate) struct Session {
     in_flight: Option<InFlight>,
     retry_at: Option<Instant>,
     refusals: u32,
+    /// For how long the node may stay; `None` on the unix socket.
+    pub(crate) standing: Option<Standing>,
 }
 
 impl Session {
@@ -78,6 +83,7 @@ impl Session {
             in_flight: None,
             retry_at: None,
             refusals: 0,
+            standing: None,
         }
     }
 
@@ -246,6 +252,12 @@ impl Session {
                 Ok(())
             }
             Some(node_message::Message::Announcement(announcement)) => self.announced(announcement).await,
+            Some(node_message::Message::Certificates(certificates)) => match &self.standing {
+                Some(standing) => standing.take(certificates),
+                None => Err(Status::invalid_argument(
+                    "certificates are for TCP; the unix socket needs none",
+                )),
+            },
             Some(node_message::Message::Hello(_)) => Err(Status::invalid_argument("a second Hello on one stream")),
             None => Err(Status::invalid_argument(
                 "field message: missing, or of a newer version than this controller",

@@ -53,6 +53,7 @@ pub fn run(options: Options, log_level: Level) -> Result<()> {
 }
 
 fn serve(options: options::Agent, log_level: Level) -> Result<()> {
+    options.tls.source()?;
     if let Some(path) = &options.netns {
         // Before any thread is started: threads inherit it.
         let file = File::open(path).with_context(|| format!("network namespace {}", path.display()))?;
@@ -174,7 +175,7 @@ impl Parts {
         let mut terminate = signal(SignalKind::terminate()).context("waiting for signals")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("waiting for signals")?;
         let stream = Stream {
-            tls: Tls::new(&self.node, &options.tls, &options.state_dir),
+            tls: Tls::new(&self.node, &options.tls, &options.state_dir)?,
             node: self.node.clone(),
             address: options.controller.clone(),
             sync: self.sync.clone(),

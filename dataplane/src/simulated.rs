@@ -87,7 +87,7 @@ impl Simulated {
             .context("starting the sync thread")?;
         let no_arguments = tls::Options::augment_args(Command::new("simulated")).try_get_matches_from(["simulated"])?;
         let stream = Stream {
-            tls: tls::Tls::new(node, &tls::Options::from_arg_matches(&no_arguments)?, folder),
+            tls: tls::Tls::new(node, &tls::Options::from_arg_matches(&no_arguments)?, folder)?,
             node: node.to_owned(),
             address: Address::Unix(controller),
             sync: sync.clone(),

@@ -4,7 +4,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::mpsc::SyncSender,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -32,7 +32,7 @@ use tonic::{
 use crate::{
     clock,
     sync::{Holding, Input},
-    tls::Tls,
+    tls::{Opened, Tls},
 };
 
 /// First pause before another try; it doubles up to [`RETRY_MAX`].
@@ -146,7 +146,7 @@ impl Stream {
 
     /// One connection, until it ends.
     async fn connect(&mut self) -> Result<()> {
-        let (channel, until) = channel(&self.address, &self.tls).await?;
+        let (channel, opened) = channel(&self.address, &self.tls).await?;
         let mut client = NodeServiceClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX * 2)
             .max_encoding_message_size(MESSAGE_BYTES_MAX * 2);
@@ -158,9 +158,10 @@ impl Stream {
             .await
             .with_context(|| format!("opening the node stream to {}", self.address))?
             .into_inner();
-        match message(&mut inbox).await? {
+        let takes_certificates = match message(&mut inbox).await? {
             Some(controller_message::Message::Welcome(welcome)) if welcome.protocol == PROTOCOL_VERSION => {
                 tracing::info!(controller = %self.address, version = welcome.controller_version, "connected");
+                welcome.takes_certificates
             }
             Some(controller_message::Message::Welcome(welcome)) => bail!(
                 "the controller {} speaks protocol {}, this agent {PROTOCOL_VERSION}: upgrade the older one",
@@ -168,17 +169,14 @@ impl Stream {
                 welcome.protocol
             ),
             _ => bail!("the controller's first message is no Welcome"),
-        }
+        };
         self.connection.send_replace(Connection {
             connected: true,
             error: String::new(),
         });
         let served = tokio::select! {
             served = self.serve(&mut inbox, &outbox) => served,
-            () = reached(until) => {
-                tracing::info!(controller = %self.address, "coming back with a newer certificate");
-                Ok(())
-            }
+            left = renew(opened, takes_certificates, &outbox) => left,
         };
         // Letting go of the stream at once would reset it, and with it what was said last, which is why we leave.
         drop(outbox);
@@ -329,20 +327,26 @@ async fn message(inbox: &mut Streaming<ControllerMessage>) -> Result<Option<cont
         .context("the controller sent a message this agent does not know: upgrade the agent")
 }
 
-/// Waits until a moment of the wall clock, which may be set meanwhile; for ever when there is none.
-async fn reached(moment: Option<SystemTime>) {
-    /// Between looks at the clock.
-    const LOOK: Duration = Duration::from_secs(30);
-    let Some(moment) = moment else {
+/// Shows the controller every newer certificate on the stream that is open; ends when the stream has to.
+async fn renew(opened: Option<Opened>, takes_certificates: bool, outbox: &mpsc::Sender<NodeMessage>) -> Result<()> {
+    let Some(mut opened) = opened else {
         return std::future::pending().await;
     };
-    while let Ok(left) = moment.duration_since(SystemTime::now()) {
-        tokio::time::sleep(left.min(LOOK)).await;
+    loop {
+        let Some(newer) = opened.newer().await? else {
+            continue;
+        };
+        if !takes_certificates {
+            tracing::info!("coming back with a newer certificate");
+            return Ok(());
+        }
+        send(outbox, node_message::Message::Certificates(newer)).await?;
+        tracing::info!("showed the controller a newer certificate");
     }
 }
 
-/// A channel, and when to come back with a newer certificate.
-async fn channel(address: &Address, tls: &Tls) -> Result<(Channel, Option<SystemTime>)> {
+/// A channel, and what it was opened with over TLS.
+async fn channel(address: &Address, tls: &Tls) -> Result<(Channel, Option<Opened>)> {
     match address {
         Address::Unix(path) => {
             let channel = unix_channel(path, None)
@@ -351,8 +355,8 @@ async fn channel(address: &Address, tls: &Tls) -> Result<(Channel, Option<System
             Ok((channel, None))
         }
         Address::Tls(place) => {
-            let (channel, until) = tls.channel(place).await?;
-            Ok((channel, Some(until)))
+            let (channel, opened) = tls.channel(place).await?;
+            Ok((channel, Some(opened)))
         }
     }
 }

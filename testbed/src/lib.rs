@@ -16,6 +16,7 @@ pub mod stack;
 pub mod sys;
 pub mod testnet;
 pub mod traffic;
+pub mod workload_api;
 
 pub use process::Running;
 pub use stack::Stack;

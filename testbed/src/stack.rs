@@ -121,12 +121,28 @@ impl Stack {
     /// # Errors
     /// When it is not built or cannot start.
     pub fn start_controller(&mut self) -> Result<()> {
-        let mut command = Command::new(binary("bulkhead-controller")?);
+        self.start_controller_as(Command::new(binary("bulkhead-controller")?), &[])
+    }
+
+    /// Starts the controller inside a node's namespace, where the node's agent reaches its TCP port over loopback.
+    ///
+    /// # Errors
+    /// When it is not built or cannot start.
+    pub fn start_controller_on(&mut self, net: &Testnet, node: usize, more: &[&str]) -> Result<()> {
+        let place = net
+            .nodes
+            .get(node)
+            .with_context(|| format!("there is no node {node}"))?;
+        self.start_controller_as(place.netns.command(binary("bulkhead-controller")?)?, more)
+    }
+
+    fn start_controller_as(&mut self, mut command: Command, more: &[&str]) -> Result<()> {
         command.env("NO_COLOR", "1");
         command.arg("--manifests").arg(self.manifests());
         command
             .arg("--listen")
             .arg(format!("unix:{}", self.controller_socket().display()));
+        command.args(more);
         sys::die_with_parent(&mut command);
         self.controller = Some(Running::start("controller", command, &self.logs)?);
         Ok(())
@@ -148,9 +164,11 @@ impl Stack {
             .with_context(|| format!("there is no node {node}"))?;
         let mut command = place.netns.command(binary("bulkhead-agent")?)?;
         command.env("NO_COLOR", "1").args(["--node", &place.name]);
-        command
-            .arg("--controller")
-            .arg(format!("unix:{}", self.controller_socket().display()));
+        if !more.iter().any(|argument| argument.starts_with("--controller")) {
+            command
+                .arg("--controller")
+                .arg(format!("unix:{}", self.controller_socket().display()));
+        }
         command.arg("--socket").arg(self.agent_socket(node));
         command.arg("--bpffs").arg(self.directory.join(format!("bpf{node}")));
         command
@@ -192,6 +210,11 @@ impl Stack {
             .take()
             .with_context(|| format!("the agent of node {node} is not running"))?;
         running.terminate(END_MAX).map(drop)
+    }
+
+    /// The process of the controller, while it runs.
+    pub fn controller_process(&self) -> Option<&Running> {
+        self.controller.as_ref()
     }
 
     /// The process of an agent, while it runs.

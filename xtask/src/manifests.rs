@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Values the chart computes with, so that a placeholder would not come through. `bulkhead install` knows replicas by itself.
-const COMPUTED: [&str; 2] = ["controller.replicas", "agent.criSocket"];
+const COMPUTED: [&str; 3] = ["controller.replicas", "agent.criSocket", "certificates.source"];
 const KUBERNETES: &str = "1.37.2";
 const HEAD: &str = "\
 # Made from the chart in deploy/helm/bulkhead by `cargo xtask manifests`; do not edit. `bulkhead install` fills in what stands

@@ -61,7 +61,7 @@ const TIERS: [Tier; 7] = [
     Tier {
         name: "e2e",
         what: "real TCP, UDP and ICMP between pods in namespaces, compared with simulate and the oracle; root",
-        select: Select::Named(&["bed", "demo", "matrix", "faults", "cni"]),
+        select: Select::Named(&["bed", "demo", "matrix", "faults", "cni", "rotation"]),
     },
     Tier {
         name: "restart",

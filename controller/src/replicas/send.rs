@@ -11,7 +11,7 @@ use super::compose::Told;
 use crate::{
     registry::Registry,
     service::Service,
-    tls::{authority::Shared, dial},
+    tls::{dial, serve::From},
     world::World,
 };
 
@@ -23,14 +23,14 @@ const RETRY: Duration = Duration::from_secs(1);
 const OUTBOUND: usize = 2;
 
 /// Reports for as long as the process runs, while another replica writes.
-pub(crate) async fn run(authority: Shared, service: &Service, mut leader: watch::Receiver<Option<SocketAddr>>) {
+pub(crate) async fn run(from: From, service: &Service, mut leader: watch::Receiver<Option<SocketAddr>>) {
     let mut complained = false;
     loop {
         let Ok(found) = leader.wait_for(Option::is_some).await.map(|leader| *leader) else {
             return std::future::pending().await;
         };
         let Some(address) = found else { continue };
-        let reporting = report(&authority, service, address, &mut complained);
+        let reporting = report(&from, service, address, &mut complained);
         let ended = tokio::select! {
             ended = reporting => ended,
             () = another(leader.clone(), address) => continue,
@@ -57,8 +57,8 @@ async fn another(mut leader: watch::Receiver<Option<SocketAddr>>, address: Socke
 }
 
 /// One stream, until it fails.
-async fn report(authority: &Shared, service: &Service, address: SocketAddr, complained: &mut bool) -> Result<()> {
-    let mut client = ReplicaServiceClient::new(dial::channel(authority, address).await?);
+async fn report(from: &From, service: &Service, address: SocketAddr, complained: &mut bool) -> Result<()> {
+    let mut client = ReplicaServiceClient::new(dial::channel(from, address).await?);
     let (reports, outbound) = mpsc::channel(OUTBOUND);
     let telling = tell(
         reports,

@@ -7,7 +7,6 @@ use std::{
 
 use bulkhead_proto::{
     convert::digest_from_bytes,
-    spiffe::TrustDomain,
     v1::{self, replica_service_server::ReplicaService},
 };
 use tokio::sync::watch;
@@ -16,7 +15,10 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     registry::{NODES_MAX, NodeRecord, Registry, Replica},
     session::raised,
-    tls::listener::{Caller, caller, refused},
+    tls::{
+        connection::{Caller, caller, refused},
+        standing::{Trusted, replica_lapsed},
+    },
 };
 
 /// Versions of policies remembered of a replica.
@@ -26,24 +28,26 @@ const VERSIONS_MAX: usize = 200_000;
 #[derive(Clone, Debug)]
 pub(crate) struct Take {
     pub(crate) registry: Registry,
-    pub(crate) trust_domain: TrustDomain,
+    pub(crate) trusted: Trusted,
     pub(crate) stop: watch::Receiver<bool>,
 }
 
 #[tonic::async_trait]
 impl ReplicaService for Take {
     async fn report(&self, request: Request<Streaming<v1::ReplicaReport>>) -> Result<Response<v1::ReportEnd>, Status> {
-        match caller(&request, Some(&self.trust_domain))? {
-            Caller::Controller(_) => {}
-            Caller::Node(node, _) => {
-                return Err(refused(
-                    None,
-                    &format!("node {node} reports as if it were a controller"),
-                ));
+        let trust_domain = self.trusted.borrow().as_ref().map(|trust| trust.trust_domain().clone());
+        let replica = match caller(&request, trust_domain.as_ref())? {
+            Caller::Controller(replica) => replica,
+            Caller::Node(node) => {
+                let reason = format!("node {} reports as if it were a controller", node.name);
+                return Err(refused(None, &reason));
             }
             Caller::Unknown(remote) => return Err(refused(remote, "who reports has no certificate")),
             Caller::Local => return Err(Status::failed_precondition("replicas report over TLS")),
-        }
+        };
+        let remote = replica.remote;
+        let lapsed = replica_lapsed(replica, self.trusted.clone());
+        tokio::pin!(lapsed);
         let mut inbound = request.into_inner();
         let mut stop = self.stop.clone();
         let mut reports = None;
@@ -51,6 +55,7 @@ impl ReplicaService for Take {
             let report = tokio::select! {
                 report = inbound.message() => report?,
                 () = raised(&mut stop) => None,
+                reason = &mut lapsed => return Err(refused(remote, &reason)),
             };
             let Some(report) = report else {
                 return Ok(Response::new(v1::ReportEnd {}));

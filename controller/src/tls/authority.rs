@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use bulkhead_identity::Trust;
 use bulkhead_proto::spiffe::{CONTROLLER_NAME, Peer, TrustDomain};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
@@ -139,8 +140,9 @@ impl Authority {
         &self.trust_domain
     }
 
-    pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
-        &self.certificate
+    /// Trust in what it signs.
+    pub(crate) fn trust(&self) -> Result<Trust> {
+        Trust::new(self.trust_domain.clone(), [self.certificate.clone()]).context("the authority's certificate")
     }
 
     /// What nodes are given to trust.
@@ -156,21 +158,15 @@ impl Authority {
         self.sign(
             &Peer::Node(node.to_owned()),
             &request.public_key,
-            ExtendedKeyUsagePurpose::ClientAuth,
+            vec![ExtendedKeyUsagePurpose::ClientAuth],
         )
     }
 
-    /// A key and certificate for this controller's own end.
-    pub(crate) fn server(&self) -> Result<(Issued, PrivateKeyDer<'static>)> {
+    /// A key and certificate for this controller, which is asked by nodes and asks other replicas.
+    pub(crate) fn controller(&self) -> Result<(Issued, PrivateKeyDer<'static>)> {
         let key = KeyPair::generate().context("making a key")?;
-        let issued = self.sign(&Peer::Controller, &key, ExtendedKeyUsagePurpose::ServerAuth)?;
-        Ok((issued, PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
-    }
-
-    /// A key and certificate with which this controller connects to another one.
-    pub(crate) fn client(&self) -> Result<(Issued, PrivateKeyDer<'static>)> {
-        let key = KeyPair::generate().context("making a key")?;
-        let issued = self.sign(&Peer::Controller, &key, ExtendedKeyUsagePurpose::ClientAuth)?;
+        let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let issued = self.sign(&Peer::Controller, &key, usages)?;
         Ok((issued, PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
     }
 
@@ -185,11 +181,11 @@ impl Authority {
                 Err(_) => SanType::DnsName(name.as_str().try_into().with_context(|| format!("name {name:?}"))?),
             });
         }
-        let issued = self.finish(params, &key, ExtendedKeyUsagePurpose::ServerAuth, "the webhook")?;
+        let issued = self.finish(params, &key, vec![ExtendedKeyUsagePurpose::ServerAuth], "the webhook")?;
         Ok((issued, PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
     }
 
-    fn sign(&self, peer: &Peer, key: &impl PublicKeyData, usage: ExtendedKeyUsagePurpose) -> Result<Issued> {
+    fn sign(&self, peer: &Peer, key: &impl PublicKeyData, usages: Vec<ExtendedKeyUsagePurpose>) -> Result<Issued> {
         let mut params = lasting(self.lifetime)?;
         let id = self.trust_domain.id(peer);
         params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().context("SPIFFE ID")?)];
@@ -198,19 +194,19 @@ impl Authority {
                 .subject_alt_names
                 .push(SanType::DnsName(CONTROLLER_NAME.try_into().context("server name")?));
         }
-        self.finish(params, key, usage, id.as_str())
+        self.finish(params, key, usages, id.as_str())
     }
 
     fn finish(
         &self,
         mut params: CertificateParams,
         key: &impl PublicKeyData,
-        usage: ExtendedKeyUsagePurpose,
+        usages: Vec<ExtendedKeyUsagePurpose>,
         whom: &str,
     ) -> Result<Issued> {
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![usage];
+        params.extended_key_usages = usages;
         params.use_authority_key_identifier_extension = true;
         let not_after = params.not_after.into();
         let certificate = params

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     authority::Shared,
-    listener::{Caller, caller, refused},
+    connection::{Caller, caller, refused},
     review::Reviewer,
 };
 
@@ -77,10 +77,10 @@ impl BootstrapService for Bootstrap {
             Status::resource_exhausted("too many nodes ask for certificates at once; ask again in a second")
         })?;
         let (known, remote) = match caller {
-            Caller::Node(known, _) => (Ok(known), None),
+            Caller::Node(known) => (Ok(known.name), None),
             Caller::Unknown(remote) => (self.by_token(&token).await, remote),
-            Caller::Controller(remote) => {
-                return Err(refused(remote, "the certificate is a controller's, not a node's"));
+            Caller::Controller(replica) => {
+                return Err(refused(replica.remote, "the certificate is a controller's, not a node's"));
             }
             Caller::Local => {
                 return Err(Status::failed_precondition(

@@ -1,42 +1,31 @@
 //! Our end of a connection to another replica.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{io, net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow};
-use bulkhead_proto::spiffe::{self, CONTROLLER_NAME, End, Peer, TrustDomain};
+use bulkhead_identity::{Identity, dial};
+use bulkhead_proto::spiffe::Peer;
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore, pki_types::ServerName, version::TLS13};
-use tokio::net::TcpStream;
-use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use super::authority::Shared;
+use super::serve::From;
 
-/// Time for a connection and its handshake.
-const CONNECT: Duration = Duration::from_secs(5);
 /// HTTP/2 pings: a replica that vanished without a word is noticed after about this long.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
-/// A channel to the replica at `address`, with a certificate made for it.
-pub(crate) async fn channel(authority: &Shared, address: SocketAddr) -> Result<Channel> {
-    let connector = TlsConnector::from(Arc::new(config(authority)?));
-    let trust_domain = authority.trust_domain().clone();
+/// A channel to the replica at `address`, with the certificate we have now.
+pub(crate) async fn channel(from: &From, address: SocketAddr) -> Result<Channel> {
+    let identity = identity(from)?;
+    let config = dial::config(identity.trust(), Some(&identity))?;
+    let address = address.to_string();
+    let place = address.clone();
     let connect = tower::service_fn(move |_: Uri| {
-        let (connector, trust_domain) = (connector.clone(), trust_domain.clone());
+        let (config, place) = (config.clone(), place.clone());
         async move {
-            let stream = tokio::time::timeout(CONNECT, handshake(&connector, &trust_domain, address)).await;
-            let late = || {
-                io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("no answer within {} s", CONNECT.as_secs()),
-                )
-            };
-            stream.map_err(|_| late())?.map(TokioIo::new)
+            dial::dial(config, &place)
+                .await
+                .map(TokioIo::new)
+                .map_err(io::Error::other)
         }
     });
     Endpoint::from_static("http://controller")
@@ -51,40 +40,17 @@ pub(crate) async fn channel(authority: &Shared, address: SocketAddr) -> Result<C
         })
 }
 
-fn config(authority: &Shared) -> Result<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    roots
-        .add(authority.certificate().clone())
-        .context("the authority's certificate")?;
-    let (issued, key) = authority.client()?;
-    let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&TLS13])
-        .context("TLS 1.3")?
-        .with_root_certificates(roots)
-        .with_client_auth_cert(vec![issued.certificate], key)
-        .context("our own certificate")?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(config)
-}
-
-/// Connects, and checks that who answers is a controller of our trust domain.
-async fn handshake(
-    connector: &TlsConnector,
-    trust_domain: &TrustDomain,
-    address: SocketAddr,
-) -> io::Result<TlsStream<TcpStream>> {
-    let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    let name = ServerName::try_from(CONTROLLER_NAME).map_err(io::Error::other)?;
-    let stream = connector.connect(name, stream).await?;
-    let (_, session) = stream.get_ref();
-    let leaf = session.peer_certificates().and_then(<[_]>::first);
-    let leaf = leaf.ok_or_else(|| io::Error::other("the other end has no certificate"))?;
-    match spiffe::peer(leaf, trust_domain, End::Server, SystemTime::now()) {
-        Ok(Peer::Controller) => Ok(stream),
-        Ok(Peer::Node(node)) => Err(io::Error::other(format!(
-            "the other end is node {node}, not a controller"
-        ))),
-        Err(error) => Err(io::Error::other(error)),
+/// What we show: the newest of our source, or one made for the connection.
+fn identity(from: &From) -> Result<Identity> {
+    match from {
+        From::Authority(authority) => {
+            let (issued, key) = authority.controller()?;
+            Identity::new(vec![issued.certificate], key, authority.trust()?, &Peer::Controller)
+                .context("our own certificate")
+        }
+        From::Source { newest, name } => {
+            let newest = newest.borrow().clone();
+            newest.with_context(|| format!("no certificate from {name} yet"))
+        }
     }
 }

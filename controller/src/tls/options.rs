@@ -5,6 +5,10 @@ use std::{
     path::PathBuf,
 };
 
+use bulkhead_identity::{
+    Source,
+    options::{self, OptionsError},
+};
 use bulkhead_proto::spiffe::TrustDomain;
 
 /// TCP with mutual TLS, for nodes.
@@ -55,6 +59,19 @@ pub struct Options {
     #[arg(long, value_name = "HOURS", env = "BULKHEAD_CERTIFICATE_HOURS", default_value_t = 24,
           value_parser = clap::value_parser!(u64).range(1..=24 * 365))]
     pub certificate_hours: u64,
+    /// The source of our certificate.
+    #[command(flatten)]
+    pub source: options::Options,
+}
+
+impl Options {
+    /// Where our certificate comes from; `None` = our own authority.
+    ///
+    /// # Errors
+    /// When the options make no sense together.
+    pub fn source(&self) -> Result<Option<Source>, OptionsError> {
+        self.source.source(&[("--ca-dir", self.ca_dir.is_some())])
+    }
 }
 
 impl Options {

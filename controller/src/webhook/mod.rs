@@ -13,8 +13,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Result;
 use axum::{Router, extract::DefaultBodyLimit, routing::post};
 use kube::Client;
-use tokio::{net::TcpStream, sync::Semaphore};
-use tokio_rustls::server::TlsStream;
+use tokio::sync::Semaphore;
 
 use self::review::Reviewer;
 use crate::{
@@ -22,7 +21,9 @@ use crate::{
     session::raised,
     tls::{
         authority::Shared,
-        listener::{self, Callers, Connections},
+        connection::Connection,
+        listener::{self, Connections},
+        own::{self, Callers},
     },
 };
 
@@ -61,12 +62,12 @@ pub struct Options {
 pub(crate) async fn serve(
     options: &Options,
     namespace: &str,
-    authority: Shared,
+    authority: Option<Shared>,
     client: Option<Client>,
     service: &Service,
 ) -> Result<()> {
     let mut stop = service.stop.clone();
-    let (Some(address), Some(client)) = (options.webhook_listen, client) else {
+    let (Some(address), Some(client), Some(authority)) = (options.webhook_listen, client, authority) else {
         raised(&mut stop).await;
         return Ok(());
     };
@@ -75,7 +76,7 @@ pub(crate) async fn serve(
         names => names.to_vec(),
     };
     let trusted = authority.certificate_pem().to_owned();
-    let connections = listener::listen(address, authority, Callers::ApiServer(names.clone())).await?;
+    let connections = listener::listen(address, own::certified(authority, Callers::ApiServer(names.clone()))?).await?;
     tracing::info!(%address, ?names, "serving the validating webhook");
     let reviewer = Reviewer {
         engine: service.engine.clone(),
@@ -103,14 +104,14 @@ struct Incoming {
 }
 
 impl axum::serve::Listener for Incoming {
-    type Io = TlsStream<TcpStream>;
+    type Io = Connection;
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         loop {
             match self.connections.recv().await {
                 Some(Ok(stream)) => {
-                    let from = stream.get_ref().0.peer_addr().unwrap_or(self.address);
+                    let from = stream.remote().unwrap_or(self.address);
                     return (stream, from);
                 }
                 Some(Err(_)) => {}

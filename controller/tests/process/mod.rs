@@ -53,15 +53,23 @@ impl Drop for Controller {
 }
 
 impl Controller {
-    /// One of these arguments beside those about where it listens; the authority is kept in its folder.
+    /// One of these arguments beside those about where it listens; its own authority, if it is to have one, is kept in its folder.
     pub(crate) fn start(arguments: impl FnOnce(&Path) -> Vec<OsString>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
         let address = free();
+        let arguments = arguments(folder.path());
+        let elsewhere = |argument: &OsString| argument.to_string_lossy().starts_with("--certificates=");
+        let authority = if arguments.iter().any(elsewhere) {
+            Vec::new()
+        } else {
+            vec!["--ca-dir".to_owned(), at("ca")]
+        };
         let mut child = Command::new(env!("CARGO_BIN_EXE_bulkhead-controller"))
             .args(["--listen", &format!("unix:{}", at("socket"))])
-            .args(["--listen-tls", &address, "--ca-dir", &at("ca")])
-            .args(arguments(folder.path()))
+            .args(["--listen-tls", &address])
+            .args(authority)
+            .args(arguments)
             .env("NO_COLOR", "1")
             .stderr(Stdio::piped())
             .spawn()

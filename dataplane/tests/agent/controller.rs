@@ -178,6 +178,7 @@ impl Service {
             controller_version: "test".to_owned(),
             protocol: PROTOCOL_VERSION,
             instance: "test".to_owned(),
+            takes_certificates: false,
         };
         if send(&outbox, Message::Welcome(welcome)).await.is_err() {
             return;
@@ -232,6 +233,7 @@ impl Service {
             node_message::Message::Hello(hello) => said.hellos.push(hello),
             node_message::Message::Ack(ack) => said.acks.push(ack),
             node_message::Message::Announcement(announcement) => said.announcements.push(announcement),
+            node_message::Message::Certificates(_) => unreachable!("the unix socket needs none"),
         }
     }
 }
