@@ -3,8 +3,9 @@
 use bulkhead_crds::{Meaning, lower_document};
 use bulkhead_policy::{
     compiler::{Compiler, Work},
-    model::{Event, Object},
+    model::{Event, Object, Workload},
 };
+use bulkhead_proto::update::{Revision, bytes, encode};
 use serde_json::{Value, json};
 
 use super::*;
@@ -211,4 +212,47 @@ fn an_endpoint_that_moves_or_goes_leaves_nothing_behind() {
         .collect();
     cluster.step(&gone);
     assert!(cluster.world.locals.is_empty() && cluster.world.users.is_empty() && cluster.world.endpoints.is_empty());
+}
+
+#[test]
+fn who_knows_fifty_thousand_pods_is_sent_what_it_missed() {
+    const KNOWN: u32 = 50_000;
+    let Object::Workload(template) = pod(1, 0, "web") else {
+        unreachable!()
+    };
+    let numbered = |number: u32| {
+        let mut workload = Workload::clone(&template);
+        workload.key.name = format!("many-{number}");
+        workload.addresses = BTreeSet::from([std::net::Ipv4Addr::from_bits(0x0b00_0000 + number).into()]);
+        workload.node = Some(format!("many-{}", number % 1_000));
+        Event::Upsert(Object::Workload(Arc::new(workload)))
+    };
+    let mut cluster = Cluster::of(2);
+    cluster.step(&(0..KNOWN).map(numbered).collect::<Vec<_>>());
+    let held = Part::of(&cluster.world, "node-1-0");
+    let sent = |delta: Delta| {
+        let revision = Revision {
+            revision: 1,
+            snapshot: false,
+            policies: Vec::new(),
+            state_digest: held.digest(),
+            delta,
+        };
+        (
+            revision.delta.upserts.len() + revision.delta.removes.len(),
+            bytes(&encode(&revision).unwrap()),
+        )
+    };
+    let (all, all_bytes) = sent(held.since(None, &cluster.world));
+    // While the node is away pods come and go, one revision each, as they do.
+    for number in 0..5 {
+        cluster.step(&[numbered(KNOWN + number)]);
+    }
+    let (missed, missed_bytes) = sent(Part::of(&cluster.world, "node-1-0").since(Some(&held), &cluster.world));
+    assert!(
+        all > 50_000 && all_bytes > 1_000_000,
+        "{all} resources, {all_bytes} bytes"
+    );
+    assert_eq!(missed, 5, "five addresses; their identity is known");
+    assert!(missed_bytes < 1_000, "{missed_bytes} bytes");
 }
