@@ -482,3 +482,80 @@ fn a_bypass_ends_by_itself_and_with_a_restart() {
     assert!(!bed.reaches("stranger", web, 700));
     drop(server);
 }
+
+/// Runs `bulkhead-agent cleanup` for the bed's node; whether it went well, and what it said.
+fn cleanup(bed: &Bed) -> (bool, String) {
+    let folder = bed.net.directory();
+    let output = Command::new(binary("bulkhead-agent").unwrap())
+        .env("NO_COLOR", "1")
+        .arg("cleanup")
+        .arg("--bpffs")
+        .arg(folder.join("bpf0"))
+        .arg("--state-dir")
+        .arg(folder.join("state0"))
+        .arg("--socket")
+        .arg(bed.stack.agent_socket(0))
+        .arg("--cni-bin-dir")
+        .arg(bed.bin_dir())
+        .arg("--cni-conf-dir")
+        .arg(bed.conf_dir())
+        .output()
+        .unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+#[test]
+fn cleanup_takes_everything_of_ours_off_a_node_and_nothing_while_its_agent_runs() {
+    if cannot_run() {
+        return;
+    }
+    let mut bed = Bed::new("bridge");
+    let list = fs::read_to_string(&bed.chain.conflist).unwrap();
+    bed.stack.start_controller().unwrap();
+    bed.stack.write("policy.yaml", POLICY).unwrap();
+    bed.start_agent(&[]);
+    bed.wait_for("the agent has a state", |bed| {
+        bed.agent().is_some_and(|status| status.revision > 0)
+    });
+    for name in ["web", "stranger"] {
+        bed.declare(Some(("shop", name, &format!("u-{name}"))));
+    }
+    let web = bed.add("shop", "web", "u-web").unwrap();
+    bed.add("shop", "stranger", "u-stranger").unwrap();
+    let server = bed.serve("web");
+    assert!(!bed.reaches("stranger", web, 700));
+
+    let (well, said) = cleanup(&bed);
+    assert!(!well && said.contains("another agent is running"), "{said}");
+    assert!(bed.is_chained(), "nothing was changed");
+    assert!(!bed.reaches("stranger", web, 700));
+
+    bed.stack.end_agent(0).unwrap();
+    assert!(
+        !bed.reaches("stranger", web, 700),
+        "an agent that ends leaves its rules"
+    );
+    let (well, said) = cleanup(&bed);
+    assert!(well && said.contains("this node is clean"), "{said}");
+    assert!(bed.reaches("stranger", web, 5000), "no program is left");
+    let folder = bed.net.directory();
+    let left = |name: &str| fs::read_dir(folder.join(name)).map_or(0, Iterator::count);
+    assert_eq!((left("bpf0"), left("state0"), left("bin")), (0, 0, 0), "{said}");
+    assert!(!bed.stack.agent_socket(0).exists());
+    let [before, after] = [list, fs::read_to_string(&bed.chain.conflist).unwrap()]
+        .map(|text| serde_json::from_str::<Value>(&text).unwrap());
+    assert_eq!(before, after);
+
+    let (well, said) = cleanup(&bed);
+    assert!(well && said.contains("nothing of ours is on this node"), "{said}");
+    // The node is as good as new.
+    bed.start_agent(&[]);
+    bed.wait_for("the agent has a state again", |bed| {
+        bed.agent().is_some_and(|status| status.revision > 0)
+    });
+    bed.declare(Some(("shop", "late", "u-late")));
+    bed.add("shop", "late", "u-late").unwrap();
+    assert!(bed.endpoint("late").unwrap().enforced, "{}", bed.log());
+    drop(server);
+}
