@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    Arguments,
+    Arguments, paths,
     run::{self, paint, step},
     setup,
 };
@@ -17,6 +17,8 @@ use crate::{
 struct Benchmark {
     name: &'static str,
     program: &'static str,
+    /// Programs it is made of: packages and binaries.
+    parts: &'static [[&'static str; 2]],
     profile: &'static str,
     /// Loads kernel programs.
     root: bool,
@@ -24,11 +26,17 @@ struct Benchmark {
     options: &'static [&'static str],
 }
 
+const PROPAGATION: [[&str; 2]; 2] = [
+    ["bulkhead-benches", "bench-propagation"],
+    ["bulkhead-dataplane", "bulkhead-agent"],
+];
+
 const BENCHMARKS: [Benchmark; 3] = [
     // Not optimised: what is measured are the kernel programs, which always are, and the kernel holds the watch.
     Benchmark {
         name: "verdict",
         program: "bench-verdict",
+        parts: &[["bulkhead-benches", "bench-verdict"]],
         profile: "dev",
         root: true,
         options: &[],
@@ -36,17 +44,33 @@ const BENCHMARKS: [Benchmark; 3] = [
     Benchmark {
         name: "propagation",
         program: "bench-propagation",
+        parts: &PROPAGATION,
         profile: "bench",
         root: false,
-        options: &["--nodes", "--agents", "--pods", "--policies", "--changes"],
+        options: &[
+            "--nodes",
+            "--agents",
+            "--kernel-agents",
+            "--pods",
+            "--policies",
+            "--changes",
+        ],
     },
     // The same program, larger, without changes.
     Benchmark {
         name: "memory",
         program: "bench-propagation",
+        parts: &PROPAGATION,
         profile: "bench",
         root: false,
-        options: &["--nodes", "--agents", "--pods", "--policies", "--changes"],
+        options: &[
+            "--nodes",
+            "--agents",
+            "--kernel-agents",
+            "--pods",
+            "--policies",
+            "--changes",
+        ],
     },
 ];
 
@@ -94,16 +118,10 @@ pub(crate) fn bench(arguments: &mut Arguments) -> Result<ExitCode> {
         // Nothing was measured, which is no success.
         return Ok(ExitCode::FAILURE);
     }
-    let target = [
-        "--package",
-        "bulkhead-benches",
-        "--bin",
-        benchmark.program,
-        "--profile",
-        benchmark.profile,
-    ];
-    let mut build = run::cargo(&["build"]);
-    build.args(target);
+    let mut build = run::cargo(&["build", "--profile", benchmark.profile]);
+    for [package, binary] in benchmark.parts {
+        build.args(["--package", package, "--bin", binary]);
+    }
     if json {
         // Standard output is for the measurements alone.
         succeeds(Command::new(std::env::current_exe().context("finding xtask")?).arg("setup"))?;
@@ -112,8 +130,8 @@ pub(crate) fn bench(arguments: &mut Arguments) -> Result<ExitCode> {
         setup::ensure()?;
         step("build the benchmark", &mut build)?;
     }
-    let mut command = run::cargo(&["run", "--quiet"]);
-    command.args(target).arg("--");
+    let folder = if benchmark.profile == "dev" { "debug" } else { "release" };
+    let mut command = Command::new(paths::target().join(folder).join(benchmark.program));
     command.args(given.iter().flat_map(|(option, value)| [option, value]));
     if json {
         command.arg("--json");

@@ -1,22 +1,26 @@
 //! `bench-propagation`: how fast, and at what cost, a change reaches every node of a large cluster. See README.md.
 
 mod api;
+mod kernel_nodes;
 mod measure;
 mod objects;
 mod process;
 mod report;
 
 use std::{
+    ops::Range,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 use bulkhead_dataplane::simulated::Simulated;
+use bulkhead_testbed::sys;
 use clap::Parser;
 
 use crate::{
     api::Api,
+    kernel_nodes::KernelNode,
     measure::Bed,
     objects::{Change, Size},
     process::{Controller, cpu, load, resident},
@@ -31,6 +35,9 @@ struct Options {
     /// Agents; the other nodes have none
     #[arg(long)]
     agents: Option<usize>,
+    /// Of the agents, so many are the shipped program with maps in this kernel (needs root); default: 2, or none without root
+    #[arg(long)]
+    kernel_agents: Option<usize>,
     /// Pods
     #[arg(long, default_value_t = 10_000)]
     pods: usize,
@@ -80,6 +87,15 @@ async fn bench(options: &Options) -> Result<()> {
         }
     };
     let agents = options.agents.unwrap_or(size.nodes).min(size.nodes);
+    let in_kernel = match options.kernel_agents {
+        Some(wanted) if wanted > agents => bail!("--kernel-agents {wanted}: there are {agents} agents"),
+        Some(wanted) if wanted > 0 && !sys::is_root() => {
+            bail!("--kernel-agents {wanted}: maps in the kernel need root")
+        }
+        Some(wanted) => wanted,
+        None if sys::is_root() => agents.min(2),
+        None => 0,
+    };
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     let build = if cfg!(debug_assertions) {
         "not optimised"
@@ -87,13 +103,18 @@ async fn bench(options: &Options) -> Result<()> {
         "optimised"
     };
     say(&format!(
-        "{} nodes ({agents} with an agent), {} pods of two addresses, {} NetworkPolicies; {cpus} CPUs, load {}, {build}",
+        "{} nodes ({agents} with an agent, {in_kernel} of them with maps in this kernel), {} pods of two addresses, {} NetworkPolicies; {cpus} CPUs, load {}, {build}",
         size.nodes,
         size.pods,
         size.policies,
         load()
     ));
-    let mut bed = fill(size, agents, &say).await?;
+    let agents = Agents {
+        simulated: in_kernel..agents,
+        in_kernel,
+        added: options.changes,
+    };
+    let mut bed = fill(size, &agents, &say).await?;
     let mut rows = Vec::new();
     for change in Change::ALL.into_iter().filter(|_| options.changes > 0) {
         rows.push(bed.measure(change, options.changes).await?);
@@ -107,8 +128,17 @@ async fn bench(options: &Options) -> Result<()> {
     memory(&mut bed, options.json)
 }
 
+/// Which nodes have which agent.
+struct Agents {
+    simulated: Range<usize>,
+    /// The first so many nodes.
+    in_kernel: usize,
+    /// Pods that are added later.
+    added: usize,
+}
+
 /// Creates everything and waits until it is in force everywhere.
-async fn fill(size: Size, agents: usize, say: &impl Fn(&str)) -> Result<Bed> {
+async fn fill(size: Size, agents: &Agents, say: &impl Fn(&str)) -> Result<Bed> {
     let begin = Instant::now();
     let api = Api::start().await?;
     api.write_all(size.nodes()).await?;
@@ -142,7 +172,16 @@ async fn fill(size: Size, agents: usize, say: &impl Fn(&str)) -> Result<Bed> {
     ));
     let begin = Instant::now();
     let states = api.folder().join("agents");
-    let agents: Result<Vec<Simulated>> = (0..agents)
+    let in_kernel: Result<Vec<KernelNode>> = (0..agents.in_kernel)
+        .map(|node| {
+            let name = format!("node-{node}");
+            let folder = states.join(&name);
+            KernelNode::start(&name, &size.devices(node, agents.added), controller.socket(), &folder)
+        })
+        .collect();
+    let simulated: Result<Vec<Simulated>> = agents
+        .simulated
+        .clone()
         .map(|node| {
             let name = format!("node-{node}");
             Simulated::start(&name, controller.socket().to_owned(), &states.join(&name))
@@ -151,7 +190,8 @@ async fn fill(size: Size, agents: usize, say: &impl Fn(&str)) -> Result<Bed> {
     let mut bed = Bed {
         api,
         controller,
-        agents: agents?,
+        kernel_nodes: in_kernel?,
+        agents: simulated?,
         size,
     };
     while bed.agents.iter().any(|agent| agent.revision() == 0) {
@@ -162,8 +202,13 @@ async fn fill(size: Size, agents: usize, say: &impl Fn(&str)) -> Result<Bed> {
     }
     bed.settle(&[], false).await?;
     let enforced: usize = bed.agents.iter().map(|agent| agent.held().enforced).sum();
+    let in_kernel = bed.enforced_in_kernel().await?;
+    let expected = size.devices(0, 0).len() * agents.in_kernel;
+    if in_kernel.iter().sum::<usize>() < expected {
+        bail!("the agents with maps in this kernel enforce {in_kernel:?} of {expected} endpoints");
+    }
     say(&format!(
-        "every agent holds its state after {:.1} s; {enforced} endpoints enforced",
+        "every agent holds its state after {:.1} s; {enforced} endpoints enforced, in this kernel {in_kernel:?}",
         begin.elapsed().as_secs_f64()
     ));
     Ok(bed)
@@ -171,7 +216,13 @@ async fn fill(size: Size, agents: usize, say: &impl Fn(&str)) -> Result<Bed> {
 
 fn memory(bed: &mut Bed, as_json: bool) -> Result<()> {
     let (controller, own) = (bed.controller.pid(), std::process::id());
-    for (name, pid) in [("controller", controller), ("agents_together", own)] {
+    let mut processes = vec![
+        ("controller".to_owned(), controller),
+        ("agents_together".to_owned(), own),
+    ];
+    let in_kernel = bed.kernel_nodes.iter().map(KernelNode::pid).enumerate();
+    processes.extend(in_kernel.map(|(node, pid)| (format!("kernel_agent_{node}"), pid)));
+    for (name, pid) in processes {
         let ((now, most), cpu) = (resident(pid)?, cpu(pid)?);
         if as_json {
             let line = serde_json::json!({"name": format!("memory_{name}"), "unit": "MiB", "now": now, "max": most,

@@ -7,6 +7,7 @@ use bulkhead_dataplane::simulated::Simulated;
 
 use crate::{
     api::Api,
+    kernel_nodes::KernelNode,
     objects::{Change, Size},
     process::{Controller, cpu},
 };
@@ -22,6 +23,7 @@ const LOOK: Duration = Duration::from_millis(5);
 pub(crate) struct Bed {
     pub(crate) api: Api,
     pub(crate) controller: Controller,
+    pub(crate) kernel_nodes: Vec<KernelNode>,
     pub(crate) agents: Vec<Simulated>,
     pub(crate) size: Size,
 }
@@ -34,10 +36,13 @@ pub(crate) struct Row {
     pub(crate) latencies: Vec<Duration>,
     /// The part of it until the API server had answered.
     pub(crate) written: Vec<Duration>,
+    /// The same, until the last acknowledgement of a node with maps in this kernel.
+    pub(crate) in_kernel: Vec<Duration>,
     /// Acknowledging nodes, summed over the changes.
     pub(crate) nodes: usize,
     pub(crate) controller: Duration,
     pub(crate) agents: Duration,
+    pub(crate) kernel_agents: Duration,
     pub(crate) api: Duration,
     pub(crate) resources: f64,
     pub(crate) bytes: f64,
@@ -73,7 +78,8 @@ impl Bed {
             }
             let status = self.controller.status().await?;
             let lags = |node: &&bulkhead_proto::v1::NodeStatus| node.revision_held < node.revision_wanted;
-            if status.nodes.len() >= self.agents.len() && !status.nodes.iter().any(|node| lags(&node)) {
+            let nodes = self.agents.len() + self.kernel_nodes.len();
+            if status.nodes.len() >= nodes && !status.nodes.iter().any(|node| lags(&node)) {
                 return Ok(());
             }
         }
@@ -95,7 +101,12 @@ impl Bed {
             let sent = self.counters(counters).await?;
             let (revisions, map_writes) = (self.revisions(), self.map_writes());
             let own = std::process::id();
-            let cpus = [cpu(self.controller.pid())?, cpu(own)?, cpu(self.api.pid()?)?];
+            let cpus = [
+                cpu(self.controller.pid())?,
+                cpu(own)?,
+                cpu(self.api.pid()?)?,
+                self.kernel_cpu()?,
+            ];
             let (began, clock) = (SystemTime::now(), Instant::now());
             self.api.write(&change.write(self.size, round)).await?;
             row.written.push(clock.elapsed());
@@ -103,6 +114,7 @@ impl Bed {
             row.controller += cpu(self.controller.pid())?.saturating_sub(cpus[0]);
             row.agents += cpu(own)?.saturating_sub(cpus[1]);
             row.api += cpu(self.api.pid()?)?.saturating_sub(cpus[2]);
+            row.kernel_agents += self.kernel_cpu()?.saturating_sub(cpus[3]);
             row.map_writes += self.map_writes() - map_writes;
             let now = self.counters(counters).await?;
             row.resources += now[0] - sent[0];
@@ -110,13 +122,36 @@ impl Bed {
             let status = self.controller.status().await?;
             let acks = status.nodes.iter().filter_map(|node| {
                 let at = SystemTime::try_from(node.last_ack?).ok()?;
-                at.duration_since(began).ok()
+                Some((self.is_in_kernel(&node.node), at.duration_since(began).ok()?))
             });
-            let acks: Vec<Duration> = acks.collect();
+            let acks: Vec<(bool, Duration)> = acks.collect();
             row.nodes += acks.len();
-            row.latencies.extend(acks.iter().max());
+            row.latencies.extend(acks.iter().map(|(_, after)| after).max());
+            let in_kernel = acks.iter().filter(|(in_kernel, _)| *in_kernel);
+            row.in_kernel.extend(in_kernel.map(|(_, after)| after).max());
         }
         Ok(row)
+    }
+
+    /// Nodes with maps in this kernel are the first ones.
+    fn is_in_kernel(&self, node: &str) -> bool {
+        let number = node
+            .strip_prefix("node-")
+            .and_then(|number| number.parse::<usize>().ok());
+        number.is_some_and(|number| number < self.kernel_nodes.len())
+    }
+
+    /// Endpoints each node with maps in this kernel enforces.
+    pub(crate) async fn enforced_in_kernel(&mut self) -> Result<Vec<usize>> {
+        let status = self.controller.status().await?;
+        let nodes = status.nodes.iter().filter(|node| self.is_in_kernel(&node.node));
+        Ok(nodes
+            .map(|node| usize::try_from(node.endpoints_enforced).unwrap_or(usize::MAX))
+            .collect())
+    }
+
+    fn kernel_cpu(&self) -> Result<Duration> {
+        self.kernel_nodes.iter().map(|node| cpu(node.pid())).sum()
     }
 
     async fn counters(&self, names: [&str; 2]) -> Result<[f64; 2]> {
@@ -132,6 +167,18 @@ impl Row {
         sorted.sort();
         let rank = (sorted.len() * share).div_ceil(100).max(1);
         sorted.get(rank - 1).copied().unwrap_or_default()
+    }
+
+    /// Acknowledging nodes of one change.
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    pub(crate) fn nodes_each(&self) -> f64 {
+        self.each(self.nodes as f64)
+    }
+
+    /// Writes to maps in memory of one change.
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    pub(crate) fn map_writes_each(&self) -> f64 {
+        self.each(self.map_writes as f64)
     }
 
     pub(crate) fn each(&self, total: f64) -> f64 {

@@ -59,6 +59,12 @@ impl Size {
         (0..self.pods).map(move |pod| self.pod_status(pod))
     }
 
+    /// Devices of the pods of a node, of those that will be added too.
+    pub(crate) fn devices(self, node: usize, added: usize) -> Vec<String> {
+        let pods = (0..self.pods + added).filter(|pod| pod % self.nodes == node);
+        pods.map(device_of).collect()
+    }
+
     pub(crate) fn policy_objects(self) -> impl Iterator<Item = Write> {
         (0..self.policies).map(move |policy| {
             let namespace = namespace_name(policy % self.namespaces());
@@ -80,7 +86,7 @@ impl Size {
                 "metadata": {
                     "name": format!("pod-{pod}"),
                     "labels": {"app": app_of(pod), "pod-template-hash": "6d4cf56db6", "version": "v1"},
-                    "annotations": {"bulkhead.dev/device": format!("veth{pod}")},
+                    "annotations": {"bulkhead.dev/device": device_of(pod)},
                 },
                 "spec": {
                     "nodeName": format!("node-{}", pod % self.nodes),
@@ -143,6 +149,10 @@ fn namespace_name(namespace: usize) -> String {
 
 fn app_name(app: usize) -> String {
     format!("app-{}", app % APPS)
+}
+
+fn device_of(pod: usize) -> String {
+    format!("veth{pod}")
 }
 
 fn app_of(pod: usize) -> String {

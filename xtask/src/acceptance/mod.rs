@@ -1,7 +1,8 @@
 //! `cargo xtask acceptance`: what a cluster's owner relies on, tried on a new cluster with the chart installed: cold start,
 //! policies applied and awaited, a deny-all and its end, pods that start while their peers do, an upgrade under traffic, a node
-//! that is switched off and on.
+//! that is switched off and on, the connectivity test, and an uninstallation that leaves nothing.
 
+mod leaving;
 mod pods;
 mod reboot;
 mod scenes;
@@ -20,13 +21,16 @@ use crate::{
 /// One scene: its name, and what happens; it says what it saw, or what was wrong.
 type Scene = (&'static str, fn(&Cluster, &Options) -> Result<String>);
 
-const SCENES: [Scene; 6] = [
+const SCENES: [Scene; 8] = [
     ("cold start", scenes::cold_start),
     ("apply and wait", scenes::apply_and_wait),
     ("deny all, and back", scenes::deny_all),
     ("pods that start together", scenes::starts),
     ("upgrade under traffic", scenes::upgrade),
     ("node reboot", reboot::reboot),
+    ("connectivity test", leaving::connectivity),
+    // The last: nothing of ours is left after it.
+    ("uninstall", leaving::uninstall),
 ];
 
 /// What the command line says.

@@ -12,9 +12,8 @@ use super::{
     Options,
     pods::{Bed, PORT, apply, report, wait_until},
 };
-use crate::cluster::Cluster;
+use crate::{cluster::Cluster, conformance::NAMESPACE as SYSTEM};
 
-const SYSTEM: &str = "bulkhead-system";
 /// Pods that start at a time; a node of the bed has half a core.
 const BATCH: usize = 10;
 

@@ -24,7 +24,8 @@ use junit::{Spec, Verdict};
 /// Few specs that together need every part: an API, a deny, an allow, a port, a namespace selector, egress, a change.
 const SMOKE: &str = "API operations|support a 'default-deny-ingress' policy|based on PodSelector|support allow-all policy|\
     egress access on one named port|updated policy";
-const NAMESPACE: &str = "bulkhead-system";
+/// Where the chart is installed.
+pub(crate) const NAMESPACE: &str = "bulkhead-system";
 const ROLLOUT: &str = "--timeout=180s";
 
 /// Which of upstream's suites.

@@ -19,7 +19,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("dataplane", &["verdict", "proto", "policy", "identity"]),
     ("cli", &["crds", "policy", "verdict", "proto"]),
     ("testbed", &["crds", "policy", "verdict", "proto"]),
-    ("benches", &["verdict", "policy", "proto", "controller", "dataplane"]),
+    (
+        "benches",
+        &["verdict", "policy", "proto", "controller", "dataplane", "testbed"],
+    ),
     ("xtask", &[]),
 ];
 
