@@ -172,9 +172,12 @@ async fn what_nodes_of_the_other_replica_hold_is_in_the_status() {
     let patch = json!({"spec": {"priority": 8}});
     cluster.patch("ClusterNetworkPolicy", "", "all", patch).await.unwrap();
     let mut first = Node::connect(&two, "n1").await;
-    first.update().await;
-    second.update().await;
-    when(&cluster, "ClusterNetworkPolicy", "all", enforced(3)).await;
+    // Its first update may be of before the change or after it.
+    tokio::select! {
+        () = first.update_until(|_| false) => {}
+        () = second.update_until(|_| false) => {}
+        _ = when(&cluster, "ClusterNetworkPolicy", "all", enforced(3)) => {}
+    }
     two.stop().await;
 }
 
@@ -274,6 +277,13 @@ async fn ready_means_read_and_compiled() {
     assert_eq!(status, 503, "{said}");
     assert!(said.contains("has not been read"), "{said}");
     assert_eq!(get(&metrics, "/livez").await.0, 200);
+    let failed = "bulkhead_controller_watch_errors_total{kind=\"Pod\"}";
+    let noticed = async {
+        while !get(&metrics, "/metrics").await.1.contains(failed) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, noticed).await.expect("the way is cut");
     cluster.cut(false);
     controller.status_within(DEADLINE, |status| status.revision != 0).await;
     assert_eq!(get(&metrics, "/readyz").await.0, 200);
@@ -295,10 +305,7 @@ async fn ready_means_read_and_compiled() {
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
-    assert!(
-        text.contains("bulkhead_controller_watch_errors_total{kind=\"Pod\"}"),
-        "the way was cut: {text}"
-    );
+    assert!(text.contains(failed), "the way was cut: {text}");
     assert!(text.contains("bulkhead_controller_compile_seconds_count"), "{text}");
 
     assert_eq!(get(&metrics, "/debug/state").await.0, 404, "only on the loopback port");

@@ -324,6 +324,8 @@ async fn a_stream_ends_with_its_certificate() {
     let end = SystemTime::from(params.not_after) - Duration::from_secs(1);
     assert!(SystemTime::now() >= end, "not before");
     controller.logs("certificate");
+    // Its last second is over.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
     assert!(
         !is_served(&controller, Some(&short), &TLS13).await,
         "and it opens no other"

@@ -273,7 +273,8 @@ pub enum Entity {
 #[serde(rename_all = "camelCase")]
 pub struct ServiceReference {
     /// Its namespace; absent means the policy's own. A ClusterSegmentPolicy must name it.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    // The default says to the schema as well that it may be absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::name")]
     pub namespace: Option<String>,
     /// Its name.

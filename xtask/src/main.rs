@@ -37,9 +37,10 @@ cargo xtask COMMAND
                           what controller and agent need for 50,000 pods
   fuzz [--seconds N] [TARGET]
                           run the fuzz targets (all, 60 s each)
-  cluster up [--nodes N] [--proxy nftables|iptables]
+  cluster up [--nodes N] [--proxy nftables|iptables] [--kwok N]
   cluster down|status     real Kubernetes in namespaces of this machine: control plane, nodes, both address families
-  images [--release]      our programs as images, made without a registry, loaded into the running nodes
+  images [--release] [--push]
+                          our programs as images, made without a registry, loaded into the running nodes; pushed to the cluster's registry too
   manifests [--check]     deploy/manifests/bulkhead.yaml from the chart: what `bulkhead install` applies
   conformance [--suite network-policy|network-policy-api] [--focus REGEX] [--smoke] [--without-agents]
                           upstream's suites on the cluster; without agents the specs that deny must fail

@@ -38,7 +38,7 @@ pub(super) fn connectivity(cluster: &Cluster, _: &Options) -> Result<String> {
     );
     let report: Value = serde_json::from_str(&text).with_context(|| format!("reading {text:?}"))?;
     let steps = report["steps"].as_array().context("no steps")?;
-    let checked: u64 = steps.iter().filter_map(|step| step["checked"].as_u64()).sum();
+    let checked: u64 = steps.iter().filter_map(|step| step["connections"].as_u64()).sum();
     ensure!(checked > 0, "nothing was checked: {text}");
     Ok(format!("{} steps, {checked} connections as expected", steps.len()))
 }

@@ -22,8 +22,10 @@ const CONTAINERD: &str = "v2.4.2";
 /// Also in `manifests/coredns.yaml`.
 const COREDNS: &str = "1.15.0";
 const HELM: &str = "v3.22.0";
+const KWOK: &str = "v0.8.0";
+const REGISTRY: &str = "v3.1.2";
 /// Images that upstream's suites ask for by a public name are asked for here instead; no registry serves it.
-const REGISTRY: &str = "promoterE2eRegistry: localhost\n";
+const REPOSITORIES: &str = "promoterE2eRegistry: localhost\n";
 
 /// A folder with `bin/` and `images/`.
 pub(crate) struct Binaries {
@@ -137,6 +139,8 @@ pub(crate) fn ensure() -> Result<Binaries> {
         format!("{containerd}/containerd-shim-runc-v2@{CONTAINERD}"),
         format!("{containerd}/ctr@{CONTAINERD}"),
         format!("github.com/coredns/coredns@v{COREDNS}"),
+        format!("sigs.k8s.io/kwok/cmd/kwok@{KWOK}"),
+        format!("github.com/distribution/distribution/v3/cmd/registry@{REGISTRY}"),
         helm(),
     ] {
         install(&binaries, &go, &module)?;
@@ -170,7 +174,7 @@ fn prune(binaries: &Binaries) -> Result<()> {
 
 /// Images of the bed itself, which every node imports when it starts.
 fn make_images(binaries: &Binaries) -> Result<()> {
-    fs::write(binaries.repositories(), REGISTRY).context("writing repositories.yaml")?;
+    fs::write(binaries.repositories(), REPOSITORIES).context("writing repositories.yaml")?;
     let images = binaries.root.join("images");
     fs::create_dir_all(&images).with_context(|| format!("creating {}", images.display()))?;
     let mut asked = Command::new(binaries.program("e2e-netpol"));
@@ -221,6 +225,6 @@ fn key() -> Result<String> {
     command
         .current_dir(sources())
         .args(["-c", "{ echo \"$1\"; find . -name '*.go' -o -name 'go.*' | LC_ALL=C sort | xargs sha256sum; } | sha256sum | cut -c1-16"])
-        .args(["sh", &format!("{KUBERNETES} {CONTAINERD} {COREDNS} {HELM} {}", linker_flags())]);
+        .args(["sh", &format!("{KUBERNETES} {CONTAINERD} {COREDNS} {HELM} {KWOK} {REGISTRY} {}", linker_flags())]);
     Ok(crate::cluster::process::output_of(&mut command)?.trim().to_owned())
 }

@@ -1,6 +1,6 @@
 //! The control plane: one process that looks after etcd, API server, controllers and scheduler, and a loopback port to it.
 
-use std::{fs, net::TcpListener, path::Path, process::Command, time::Duration};
+use std::{fs, net::{SocketAddr, TcpListener}, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
 
@@ -39,26 +39,29 @@ pub(super) fn start(cluster: &Cluster) -> Result<()> {
             fs::read_to_string(&log).unwrap_or_default().trim()
         );
     }
-    forward(state, &program)
+    // kubectl and tests run outside of the namespace: a kubeconfig that names a loopback port.
+    let api = format!("{}:6443", network::CONTROL_ADDRESS);
+    let listen = forward(state, "forward", &program, &api)?;
+    let inside = fs::read_to_string(state.join("pki/admin.kubeconfig")).context("reading the admin's kubeconfig")?;
+    write(&state.join("kubeconfig"), &inside.replace(&api, &listen.to_string()))
 }
 
-/// kubectl and tests run outside of the namespace: give them a loopback port, and a kubeconfig that names it.
-fn forward(state: &Path, program: &Path) -> Result<()> {
+/// Opens a loopback port to an address in the control plane's namespace; `name` is that of its log and its process file.
+pub(super) fn forward(state: &Path, name: &str, program: &Path, to: &str) -> Result<SocketAddr> {
     // Free now; nothing else on this machine picks ports so fast that it would not be a moment later.
     let listen = TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
         .context("finding a free port")?;
-    let api = format!("{}:6443", network::CONTROL_ADDRESS);
     let mut command = Command::new(program);
     command
-        .args(["forward", "-listen", &listen.to_string(), "-to", &api])
+        .args(["forward", "-listen", &listen.to_string(), "-to", to])
         .args(["-netns", &network::path(network::CONTROL)]);
-    process::start(&mut command, &state.join("forward.log"), &state.join("forward.pid"))?;
-    let inside = fs::read_to_string(state.join("pki/admin.kubeconfig")).context("reading the admin's kubeconfig")?;
-    write(&state.join("kubeconfig"), &inside.replace(&api, &listen.to_string()))?;
+    let file = |kind: &str| state.join(format!("{name}.{kind}"));
+    process::start(&mut command, &file("log"), &file("pid"))?;
     process::wait_until("the loopback port", READY_WITHIN, || {
         std::net::TcpStream::connect(listen).is_ok()
-    })
+    })?;
+    Ok(listen)
 }
 
 /// True while the control plane runs.

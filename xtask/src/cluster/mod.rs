@@ -2,9 +2,11 @@
 
 pub(crate) mod binaries;
 mod control;
+mod kwok;
 mod network;
 pub(crate) mod nodes;
 pub(crate) mod process;
+pub(crate) mod registry;
 
 use std::{
     fs,
@@ -25,6 +27,8 @@ use binaries::Binaries;
 /// More would not fit into the machine's memory, nor into the address plan.
 const NODES_MAX: usize = 8;
 const NODES_DEFAULT: usize = 2;
+/// As many networks of pods there are for them.
+const KWOK_MAX: usize = 1000;
 const READY_WITHIN: Duration = Duration::from_mins(3);
 
 /// A cluster that was started.
@@ -67,6 +71,8 @@ pub(crate) fn cluster(arguments: &mut Arguments) -> Result<ExitCode> {
 pub(crate) struct Wanted {
     nodes: usize,
     proxy: String,
+    /// Nodes that exist in the API only.
+    kwok: usize,
 }
 
 impl Default for Wanted {
@@ -74,6 +80,7 @@ impl Default for Wanted {
         Self {
             nodes: NODES_DEFAULT,
             proxy: "nftables".to_owned(),
+            kwok: 0,
         }
     }
 }
@@ -93,6 +100,13 @@ impl Wanted {
                 bail!("--proxy {mode}: nftables or iptables");
             }
             wanted.proxy = mode;
+        }
+        if let Some(text) = arguments.value("--kwok")? {
+            wanted.kwok = text
+                .parse()
+                .ok()
+                .filter(|count| *count <= KWOK_MAX)
+                .with_context(|| format!("--kwok {text}: a number up to {KWOK_MAX}"))?;
         }
         // It always is; said so that scripts may insist on it.
         arguments.flag("--dual-stack");
@@ -148,6 +162,9 @@ pub(crate) fn up(wanted: &Wanted) -> Result<Cluster> {
             cluster.state.display()
         )));
     }
+    if wanted.kwok > 0 {
+        kwok::start(&cluster, wanted.kwok)?;
+    }
     println!(
         "{} {} nodes are Ready, CoreDNS serves ({})",
         paint(run::GREEN, "✓"),
@@ -177,6 +194,8 @@ fn clear() -> Result<bool> {
     let state = state()?;
     let there = state.exists() || network::exists();
     nodes::end_all(&state, NODES_MAX)?;
+    kwok::end(&state)?;
+    registry::end(&state)?;
     control::end(&state)?;
     network::remove(NODES_MAX)?;
     match fs::remove_dir_all(&state) {
@@ -244,6 +263,7 @@ impl Cluster {
         fs::create_dir_all(&self.state).with_context(|| format!("creating {}", self.state.display()))?;
         network::make(self.nodes)?;
         control::start(self)?;
+        registry::start(self)?;
         for number in 1..=self.nodes {
             nodes::start(self, number, &self.proxy)?;
         }
@@ -292,6 +312,11 @@ impl Cluster {
 
     fn print_access(&self) {
         println!("export KUBECONFIG={}", self.kubeconfig().display());
+        println!(
+            "registry {} on this machine, {} on the nodes",
+            registry::address(&self.state).unwrap_or_default(),
+            registry::host()
+        );
         println!(
             "a shell on node n1: nsenter --target $({}) --mount --net --pid --uts sh",
             nodes::pid_hint(&self.state)

@@ -8,11 +8,11 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{
     Arguments,
-    cluster::{Cluster, nodes, process},
+    cluster::{Cluster, nodes, process, registry},
     paths,
     run::{self, paint, step},
     setup,
@@ -43,6 +43,7 @@ const SHIPPED: [(&str, &[&str]); 3] = [
 
 pub(crate) fn images(arguments: &mut Arguments) -> Result<ExitCode> {
     let release = arguments.flag("--release");
+    let push_too = arguments.flag("--push");
     arguments.done()?;
     let archives = build(release)?;
     for (name, path) in &archives {
@@ -52,7 +53,13 @@ pub(crate) fn images(arguments: &mut Arguments) -> Result<ExitCode> {
         println!("{name:<36} {:>4} MB  {}", size >> 20, path.display());
     }
     match Cluster::running()? {
-        Some(cluster) => load(&cluster, &archives)?,
+        Some(cluster) => {
+            load(&cluster, &archives)?;
+            if push_too {
+                push(&cluster, &archives)?;
+            }
+        }
+        None if push_too => bail!("no cluster is up, and its registry neither: cargo xtask cluster up"),
         None => println!("no cluster is up, so they were not loaded anywhere"),
     }
     Ok(ExitCode::SUCCESS)
@@ -110,6 +117,21 @@ fn pack(images: &[(&str, &[&str])], packages: &[&str], release: bool) -> Result<
         archives.push((name, path));
     }
     Ok(archives)
+}
+
+/// Puts images that were loaded into the cluster's registry as well; pods may then pull them.
+fn push(cluster: &Cluster, archives: &[(String, PathBuf)]) -> Result<()> {
+    let ctr = |arguments: &[&str]| {
+        let mut command = nodes::inside(cluster, 1, &cluster.binaries.program("ctr"))?;
+        process::output_of(command.args(["--namespace", "k8s.io", "images"]).args(arguments))
+    };
+    for (name, _) in archives {
+        let there = name.replacen("localhost", &registry::host(), 1);
+        ctr(&["tag", "--force", name, &there])?;
+        ctr(&["push", "--plain-http", &there])?;
+        println!("{} pushed {there}", paint(run::GREEN, "✓"));
+    }
+    Ok(())
 }
 
 /// Imports images on every node.
