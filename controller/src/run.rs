@@ -64,11 +64,7 @@ pub async fn run(config: Config, log_level: Option<Level>, shutdown: impl Future
         started,
         source: source_text.clone(),
     };
-    let control = config.kube.then(|| ControlPlane {
-        namespace: config.namespace.clone(),
-        service_account: config.service_account.clone(),
-    });
-    let (engine, worlds) = Engine::new(metrics.clone(), control);
+    let (engine, worlds) = Engine::new(metrics.clone(), control_plane(&config));
     let pulse = engine.pulse();
     let (inputs, engine_inputs) = mpsc::channel(INPUTS);
     let (batches, mut source_batches) = mpsc::channel::<Batch>(1);
@@ -126,6 +122,14 @@ pub async fn run(config: Config, log_level: Option<Level>, shutdown: impl Future
     }
     tracing::warn!("streams did not end within {} s", GRACE.as_secs());
     Ok(())
+}
+
+/// Which pods are the controller's own, on a cluster.
+fn control_plane(config: &Config) -> Option<ControlPlane> {
+    config.kube.then(|| ControlPlane {
+        namespace: config.namespace.clone(),
+        service_account: config.service_account.clone(),
+    })
 }
 
 /// Both services.

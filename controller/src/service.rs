@@ -83,7 +83,10 @@ impl NodeService for Service {
                 return Err(refused(None, &reason));
             }
             Caller::Controller(replica) => {
-                return Err(refused(replica.remote, "the certificate is a controller's, not a node's"));
+                return Err(refused(
+                    replica.remote,
+                    "the certificate is a controller's, not a node's",
+                ));
             }
             Caller::Unknown(remote) => {
                 let reason = format!(

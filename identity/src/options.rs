@@ -66,7 +66,7 @@ pub struct Options {
     /// With --certificates files: PEM file of the authorities the other end's certificate must come from
     #[arg(long, value_name = "FILE", env = "BULKHEAD_TLS_CA")]
     pub tls_ca: Option<PathBuf>,
-    /// With --certificates spiffe: socket of the Workload API, as in unix:///run/spire/agent.sock; without it that of the
+    /// With --certificates spiffe: socket of the Workload API, as in <unix:///run/spire/agent.sock>; without it that of the
     /// environment variable `SPIFFE_ENDPOINT_SOCKET`
     #[arg(long, value_name = "unix://PATH")]
     pub spiffe_endpoint_socket: Option<String>,

@@ -131,7 +131,6 @@ pub fn seen(
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test that meets a surprise is to fail")]
 mod tests {
     use std::time::Duration;
 

@@ -89,7 +89,7 @@ fn explained(error: &WorkloadApiError, follower: &Follower) -> anyhow::Error {
 
 /// Publishes our part of what the Workload API has; a bundle that changed is taken even when our certificate is gone.
 fn take(context: &X509Context, follower: &mut Follower) -> Result<()> {
-    let trust_domain = spiffe::TrustDomain::new(&follower.trust_domain.to_string()).context("--trust-domain")?;
+    let trust_domain = spiffe::TrustDomain::new(follower.trust_domain.to_string()).context("--trust-domain")?;
     let bundle = context.bundle_set().get(&trust_domain).with_context(|| {
         format!("there is no bundle of {trust_domain}; --trust-domain must name the trust domain of the SPIFFE server")
     })?;

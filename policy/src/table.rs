@@ -395,9 +395,10 @@ mod tests {
         fn is_a_sorted_map(writes in prop::collection::vec((0..400_u16, prop::option::of(0..4_u8)), 0..800), from in 0..400_u16) {
             let (mut table, mut model) = (Table::default(), BTreeMap::new());
             for (key, value) in writes {
-                match value {
-                    Some(value) => prop_assert_eq!(table.insert(key, value), model.insert(key, value)),
-                    None => prop_assert_eq!(table.remove(&key), model.remove(&key)),
+                if let Some(value) = value {
+                    prop_assert_eq!(table.insert(key, value), model.insert(key, value));
+                } else {
+                    prop_assert_eq!(table.remove(&key), model.remove(&key));
                 }
                 prop_assert_eq!(table.get(&key), model.get(&key));
             }
@@ -416,9 +417,12 @@ mod tests {
             let old: Table<u16, u8> = first.clone().into_iter().collect();
             let (mut new, mut model) = (old.clone(), first.clone());
             for (key, value) in writes {
-                match value {
-                    Some(value) => { new.insert(key, value); model.insert(key, value); }
-                    None => { new.remove(&key); model.remove(&key); }
+                if let Some(value) = value {
+                    new.insert(key, value);
+                    model.insert(key, value);
+                } else {
+                    new.remove(&key);
+                    model.remove(&key);
                 }
             }
             check(&old, &first);

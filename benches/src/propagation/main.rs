@@ -170,6 +170,17 @@ async fn fill(size: Size, agents: &Agents, say: &impl Fn(&str)) -> Result<Bed> {
         sizes.rulesets,
         sizes.ruleset_entries
     ));
+    start_agents(api, controller, size, agents, say).await
+}
+
+/// Starts the agents and waits until every node holds its state.
+async fn start_agents(
+    api: Api,
+    controller: Controller,
+    size: Size,
+    agents: &Agents,
+    say: &impl Fn(&str),
+) -> Result<Bed> {
     let begin = Instant::now();
     let states = api.folder().join("agents");
     let in_kernel: Result<Vec<KernelNode>> = (0..agents.in_kernel)

@@ -80,7 +80,10 @@ impl BootstrapService for Bootstrap {
             Caller::Node(known) => (Ok(known.name), None),
             Caller::Unknown(remote) => (self.by_token(&token).await, remote),
             Caller::Controller(replica) => {
-                return Err(refused(replica.remote, "the certificate is a controller's, not a node's"));
+                return Err(refused(
+                    replica.remote,
+                    "the certificate is a controller's, not a node's",
+                ));
             }
             Caller::Local => {
                 return Err(Status::failed_precondition(

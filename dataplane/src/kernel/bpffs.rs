@@ -144,7 +144,8 @@ fn unmount(bpffs: &Path) -> Result<(), KernelError> {
         path: bpffs.to_path_buf(),
         source,
     };
-    rustix::mount::unmount(bpffs, UnmountFlags::empty()).map_err(|error| failed(error.into()))?;
+    // Detached: we hold the locks of folders in it open ourselves.
+    rustix::mount::unmount(bpffs, UnmountFlags::DETACH).map_err(|error| failed(error.into()))?;
     fs::remove_dir(bpffs).map_err(failed)
 }
 

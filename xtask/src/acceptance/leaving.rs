@@ -113,7 +113,12 @@ fn traces(cluster: &Cluster) -> Result<Vec<String>> {
     }
     for kind in ["all", "secrets", "configmaps", "serviceaccounts", "leases", "roles"] {
         let names = cluster.kubectl_ok(&["--namespace", NAMESPACE, "get", kind, "--output=name"])?;
-        found.extend(names.lines().filter(|name| name.contains("bulkhead")).map(str::to_owned));
+        found.extend(
+            names
+                .lines()
+                .filter(|name| name.contains("bulkhead"))
+                .map(str::to_owned),
+        );
     }
     Ok(found)
 }

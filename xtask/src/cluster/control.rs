@@ -1,6 +1,12 @@
 //! The control plane: one process that looks after etcd, API server, controllers and scheduler, and a loopback port to it.
 
-use std::{fs, net::{SocketAddr, TcpListener}, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 
