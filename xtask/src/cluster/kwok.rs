@@ -10,12 +10,13 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{Cluster, process};
-use crate::run::{self, paint};
+use crate::{
+    paths,
+    run::{self, paint},
+};
 
 /// What kwok knows its nodes by.
 const ANNOTATION: &str = "kwok.x-k8s.io/node";
-/// Of all pods on such nodes; the real nodes' are in 10.244.0.0/16.
-const POD_NETWORK: &str = "10.128.0.0/12";
 
 /// Starts kwok and makes so many nodes. Pods come to them by `nodeName` or by tolerating the taint.
 pub(super) fn start(cluster: &Cluster, count: usize) -> Result<()> {
@@ -23,7 +24,10 @@ pub(super) fn start(cluster: &Cluster, count: usize) -> Result<()> {
     command
         .arg("--kubeconfig")
         .arg(cluster.kubeconfig())
-        .args(["--manage-all-nodes=false", "--cidr", POD_NETWORK])
+        .arg("--config")
+        .arg(paths::root().join("testbed/kube/kwok.yaml"))
+        // A node that says nothing for so long is not ready any more, for kube-controller-manager.
+        .args(["--manage-all-nodes=false", "--node-lease-duration-seconds=40"])
         .args(["--manage-nodes-with-annotation-selector", &format!("{ANNOTATION}=fake")]);
     process::start(
         &mut command,
@@ -66,13 +70,17 @@ pub(super) fn end(state: &Path) -> Result<()> {
 
 fn node(number: usize) -> Value {
     let name = format!("kwok-{number}");
+    let networks = [
+        format!("10.{}.{}.0/24", 128 + (number >> 8), number & 255),
+        format!("fd00:128:{number:x}::/64"),
+    ];
     json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {
             "name": name, "annotations": {ANNOTATION: "fake"},
             "labels": {"type": "kwok", "kubernetes.io/hostname": name, "kubernetes.io/os": "linux"},
         },
-        // Nothing is bound to them that does not ask for it.
-        "spec": {"taints": [{"key": ANNOTATION, "value": "fake", "effect": "NoSchedule"}]},
+        // Nothing is bound to them that does not ask for it. The real nodes' pods are in 10.244.0.0/16.
+        "spec": {"podCIDR": networks[0], "podCIDRs": networks, "taints": [{"key": ANNOTATION, "value": "fake", "effect": "NoSchedule"}]},
     })
 }
