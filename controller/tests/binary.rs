@@ -84,3 +84,32 @@ fn wrong_flags_say_what_is_expected() {
     let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
     assert!(said.contains("unix:"), "{said}");
 }
+
+#[test]
+fn the_chart_gives_it_arguments_that_it_has() {
+    use clap::Parser as _;
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/manifests/bulkhead.yaml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut arguments = None;
+    for document in serde_yaml_ng::Deserializer::from_str(&text) {
+        let object: serde_yaml_ng::Value = serde::Deserialize::deserialize(document).unwrap();
+        if object["kind"] == "Deployment" {
+            let container = &object["spec"]["template"]["spec"]["containers"][0];
+            arguments = container["args"].as_sequence().cloned();
+        }
+    }
+    // Where the installation puts a value there is a number here, which every one of these options takes.
+    let filled = arguments.unwrap().into_iter().map(|argument| {
+        let mut text = argument.as_str().unwrap().replace("$(POD_IP)", "10.0.0.1");
+        while let Some(start) = text.find("__") {
+            let end = start + 2 + text[start + 2..].find("__").unwrap() + 2;
+            text.replace_range(start..end, "8000");
+        }
+        text
+    });
+    let arguments: Vec<String> = ["bulkhead-controller".to_owned()].into_iter().chain(filled).collect();
+    assert!(arguments.len() > 5, "{arguments:?}");
+    if let Err(error) = bulkhead_controller::config::Config::try_parse_from(&arguments) {
+        panic!("{error}\n{arguments:?}");
+    }
+}
