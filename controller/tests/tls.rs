@@ -18,7 +18,10 @@ use std::{
 
 use bulkhead_proto::{
     PROTOCOL_VERSION,
-    v1::{ControllerMessage, Hello, NodeMessage, node_message::Message, node_service_client::NodeServiceClient},
+    v1::{
+        ControllerMessage, Hello, NodeMessage, ReplicaReport, node_message::Message,
+        node_service_client::NodeServiceClient, replica_service_client::ReplicaServiceClient,
+    },
 };
 use process::{Controller, Credentials, DEADLINE, issue, node, request, signed, uri};
 use rcgen::{
@@ -249,6 +252,24 @@ async fn hostile_certificates_are_refused_with_a_reason() {
         is_served(&controller, Some(&good), &TLS13).await,
         "and the good one is still served"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nodes_hold_is_believed_of_controllers_only() {
+    let controller = start();
+    let authority = controller.authority();
+    let good = signed(&node(N1), &authority);
+    for (credentials, reason) in [
+        (Some(&good), "node n1 reports as if it were a controller"),
+        (None, "who reports has no certificate"),
+    ] {
+        controller.forget_log();
+        let channel = controller.channel(credentials, &TLS13).await.unwrap();
+        let reports = tokio_stream::iter([ReplicaReport::default()]);
+        let refused = ReplicaServiceClient::new(channel).report(reports).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::Unauthenticated, "{refused}");
+        controller.logs(reason);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
