@@ -1,10 +1,10 @@
-//! Asks the container runtime which pods run here. Pods that were here before the agent are found this way, and restarts
-//! that the CNI plugin did not tell of.
+//! Asks the container runtime which pods run here, whenever it says that something has changed. Pods that were here before the
+//! agent are found this way, and those that the CNI plugin did not tell of.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::mpsc::{SyncSender, TrySendError},
     time::Duration,
 };
@@ -12,12 +12,13 @@ use std::{
 use anyhow::{Context, Result};
 use bulkhead_policy::model::WorkloadKey;
 use bulkhead_proto::cri::{
-    ContainerFilter, ContainerState, ContainerStateValue, ContainerStatusRequest, ListContainersRequest,
-    ListPodSandboxRequest, NamespaceMode, PodSandbox, PodSandboxFilter, PodSandboxState, PodSandboxStateValue,
-    PodSandboxStatusRequest, PodSandboxStatusResponse, runtime_service_client::RuntimeServiceClient,
+    ContainerFilter, ContainerState, ContainerStateValue, ContainerStatusRequest, GetEventsRequest,
+    ListContainersRequest, ListPodSandboxRequest, NamespaceMode, PodSandbox, PodSandboxFilter, PodSandboxState,
+    PodSandboxStateValue, PodSandboxStatusRequest, PodSandboxStatusResponse,
+    runtime_service_client::RuntimeServiceClient,
 };
 use tokio::sync::watch;
-use tonic::transport::Channel;
+use tonic::{Code, Status, transport::Channel};
 
 use crate::{
     endpoints::{Place, Pod},
@@ -25,8 +26,11 @@ use crate::{
     sync::Input,
 };
 
-/// Time between lists. New pods are told by the CNI plugin; this is for what it does not say.
+/// Time between lists when the runtime says nothing. New pods are told by the CNI plugin; this is for what it does not say: another
+/// program rewrote the CNI's configuration, and the pod that started before our entry was back is to be judged at once all the same.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// After a change, what else changes with it is waited for so long: a pod's start is several.
+const SETTLE: Duration = Duration::from_millis(20);
 /// First pause after a failure; it doubles up to [`INTERVAL`].
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 /// Longest answer of a runtime, bytes.
@@ -41,9 +45,47 @@ pub(crate) type Trouble = watch::Sender<String>;
 
 /// Asks again and again, for ever.
 pub(crate) async fn watch(socket: PathBuf, sync: SyncSender<Input>, trouble: Trouble) {
-    let mut runtime = Runtime::new(socket);
+    let (change, changes) = watch::channel(());
+    tokio::select! {
+        () = follow(&socket, &change) => {}
+        () = list(Runtime::new(socket.clone()), changes, sync, trouble) => {}
+    }
+}
+
+/// Tells of changes as the runtime does, for ever.
+async fn follow(socket: &Path, change: &watch::Sender<()>) {
+    loop {
+        let ended = events(socket, change).await;
+        if ended.as_ref().is_err_and(|status| status.code() == Code::Unimplemented) {
+            tracing::info!(
+                socket = %socket.display(),
+                "the container runtime has no events; it is asked every {} s",
+                INTERVAL.as_secs()
+            );
+            return std::future::pending().await;
+        }
+        // That it is away is said by who lists.
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+async fn events(socket: &Path, change: &watch::Sender<()>) -> Result<(), Status> {
+    // No limit of time: the answer begins with the first event.
+    let channel = stream::unix_channel(socket, None).await;
+    let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
+    let mut client = RuntimeServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
+    let mut events = client.get_container_events(GetEventsRequest {}).await?.into_inner();
+    change.send_replace(());
+    while events.message().await?.is_some() {
+        change.send_replace(());
+    }
+    Ok(())
+}
+
+async fn list(mut runtime: Runtime, mut changes: watch::Receiver<()>, sync: SyncSender<Input>, trouble: Trouble) {
     let mut pause = RETRY_FIRST;
     loop {
+        changes.mark_unchanged();
         match runtime.pods().await {
             Ok(pods) => {
                 if trouble.send_replace(String::new()) != String::new() {
@@ -73,7 +115,10 @@ pub(crate) async fn watch(socket: PathBuf, sync: SyncSender<Input>, trouble: Tro
                 };
             }
         }
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = changes.changed() => tokio::time::sleep(SETTLE).await,
+        }
     }
 }
 

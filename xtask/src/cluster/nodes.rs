@@ -33,10 +33,11 @@ pub(super) fn start(cluster: &Cluster, number: usize, proxy: &str) -> Result<()>
     ];
     write(&own.join("kubelet.yaml"), &template("kubelet.yaml", &values)?)?;
     write(&own.join("containerd.toml"), &template("containerd.toml", &values)?)?;
-    write(
-        &own.join("cni/10-bridge.conflist"),
-        &template("10-bridge.conflist", &values)?,
-    )?;
+    // On the node's disk: an agent that enters itself here finds its entry again after a reboot.
+    let conflist = own.join("cni/10-bridge.conflist");
+    if !conflist.exists() {
+        write(&conflist, &template("10-bridge.conflist", &values)?)?;
+    }
     write(&own.join("resolv.conf"), "")?;
     make_cgroups(&node)?;
     let mut command = network::enter(&network::namespace(number));
