@@ -3,7 +3,7 @@
 use std::{path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     Options,
@@ -49,11 +49,7 @@ pub(super) fn uninstall(cluster: &Cluster, _: &Options) -> Result<String> {
     bed.apply(&[
         bed.server("server", "server", 1),
         bed.server("stranger", "stranger", 2),
-        json!({
-            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-            "metadata": {"name": "server", "namespace": bed.namespace},
-            "spec": {"podSelector": {"matchLabels": {"app": "server"}}, "policyTypes": ["Ingress"]},
-        }),
+        bed.only("server", None),
     ])?;
     bed.ready(&["server", "stranger"])?;
     let server = bed.address("server")?;

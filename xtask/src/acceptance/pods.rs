@@ -57,6 +57,17 @@ impl<'a> Bed<'a> {
         )
     }
 
+    /// A NetworkPolicy that lets nobody to the pods of `app` but those of `from`.
+    pub(super) fn only(&self, app: &str, from: Option<&str>) -> Value {
+        let selects = |app: &str| json!({"matchLabels": {"app": app}});
+        let ingress = from.map(|from| json!({"from": [{"podSelector": selects(from)}]}));
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"name": app, "namespace": self.namespace},
+            "spec": {"podSelector": selects(app), "policyTypes": ["Ingress"], "ingress": ingress.into_iter().collect::<Vec<_>>()},
+        })
+    }
+
     fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let mut all = vec!["--namespace", self.namespace.as_str()];
         all.extend(arguments);

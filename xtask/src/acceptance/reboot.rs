@@ -26,12 +26,7 @@ pub(super) fn reboot(cluster: &Cluster, _: &Options) -> Result<String> {
         server,
         bed.server("client", "client", 1),
         bed.server("stranger", "stranger", 1),
-        json!({
-            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-            "metadata": {"name": "server", "namespace": bed.namespace},
-            "spec": {"podSelector": {"matchLabels": {"app": "server"}}, "policyTypes": ["Ingress"],
-                     "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}]},
-        }),
+        bed.only("server", Some("client")),
     ])?;
     bed.ready(&["server", "client", "stranger"])?;
     let before = bed.address("server")?;

@@ -153,12 +153,7 @@ pub(super) fn starts(cluster: &Cluster, options: &Options) -> Result<String> {
     let bed = Bed::new(cluster, "starts")?;
     let selects = |app: &str| json!({"matchLabels": {"app": app}});
     bed.apply(&[
-        json!({
-            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-            "metadata": {"name": "server", "namespace": bed.namespace},
-            "spec": {"podSelector": selects("server"), "policyTypes": ["Ingress"],
-                     "ingress": [{"from": [{"podSelector": selects("client")}], "ports": [{"port": PORT}]}]},
-        }),
+        bed.only("server", Some("client")),
         json!({
             "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
             "metadata": {"name": "client", "namespace": bed.namespace},
@@ -246,12 +241,7 @@ pub(super) fn upgrade(cluster: &Cluster, _: &Options) -> Result<String> {
         bed.server("server", "server", 1),
         bed.server("client", "client", 2),
         bed.server("stranger", "stranger", 2),
-        json!({
-            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-            "metadata": {"name": "server", "namespace": bed.namespace},
-            "spec": {"podSelector": {"matchLabels": {"app": "server"}}, "policyTypes": ["Ingress"],
-                     "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}]},
-        }),
+        bed.only("server", Some("client")),
     ])?;
     bed.ready(&["server", "client", "stranger"])?;
     let target = format!("{}:{PORT}", bed.address("server")?);
