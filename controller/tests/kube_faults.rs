@@ -226,7 +226,7 @@ async fn two_hundred_policies_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "minutes: cargo test -p bulkhead-controller --test kube_faults ten_thousand -- --ignored"]
+#[ignore = "slow: minutes; cargo xtask test --tier slow"]
 async fn ten_thousand_policies_at_once() {
     many_policies(10_000).await;
 }
@@ -366,7 +366,6 @@ async fn both_replicas_serve_and_a_node_changes_over_for_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "17 s, the time a Lease is held: cargo test -p bulkhead-controller --test kube_faults clock -- --ignored"]
 async fn a_lease_of_another_ones_clock_is_taken_over() {
     let Some(cluster) = Cluster::start().await else { return };
     cluster.namespace("shop").await;

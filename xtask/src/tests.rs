@@ -20,6 +20,9 @@ use crate::{
 
 const HISTOGRAM_COLUMNS: usize = 6;
 
+/// How the reason of an ignored test begins that a tier of its own runs: it is not skipped for want of anything.
+const SLOW: &str = "ignored, slow: ";
+
 /// A tier of tests.
 struct Tier {
     name: &'static str,
@@ -36,13 +39,15 @@ enum Select {
     Named(&'static [&'static str]),
     /// Integration tests whose names begin with this: they want a real API server.
     Kube(&'static str),
+    /// What integration tests of these names have marked `#[ignore = "slow: …"]`; only when asked for.
+    Slow(&'static [&'static str]),
     /// The tree's own rules.
     Tidy,
     /// On a cluster; only when asked for, since it takes minutes and builds Kubernetes.
     Cluster,
 }
 
-const TIERS: [Tier; 7] = [
+const TIERS: [Tier; 8] = [
     Tier {
         name: "unit",
         what: "unit and property tests of all crates; no root needed",
@@ -72,6 +77,11 @@ const TIERS: [Tier; 7] = [
         name: "tidy",
         what: "the rules of the tree: layers, sizes, docs, examples, format, lints",
         select: Select::Tidy,
+    },
+    Tier {
+        name: "slow",
+        what: "tests that take minutes; only with --tier slow",
+        select: Select::Slow(&["kube_faults"]),
     },
     Tier {
         name: "cluster",
@@ -107,7 +117,7 @@ pub(crate) fn test(arguments: &mut Arguments) -> Result<ExitCode> {
         .iter()
         .filter(|tier| match wanted.as_deref() {
             Some(name) => name == tier.name,
-            None => !matches!(tier.select, Select::Cluster),
+            None => !matches!(tier.select, Select::Cluster | Select::Slow(_)),
         })
         .collect();
     if tiers.is_empty() {
@@ -180,7 +190,7 @@ fn run_tier(tier: &Tier) -> Result<Outcome> {
     let tests = match tier.select {
         Select::Tidy => return tidy::all(true),
         Select::Cluster => return conformance::smoke(),
-        Select::Named(names) => names.iter().map(ToString::to_string).collect(),
+        Select::Named(names) | Select::Slow(names) => names.iter().map(ToString::to_string).collect(),
         Select::Kube(_) | Select::Rest => integration_tests(tier)?,
     };
     // Builds the binaries too, those that the end-to-end tests start.
@@ -196,7 +206,10 @@ fn run_tier(tier: &Tier) -> Result<Outcome> {
     } else {
         command.args(["--", "--show-output", "--test-threads=1"]);
     }
-    if matches!(tier.select, Select::Kube(_))
+    if matches!(tier.select, Select::Slow(_)) {
+        command.arg("--ignored");
+    }
+    if matches!(tier.select, Select::Kube(_) | Select::Slow(_))
         && let Some(program) = binaries::api_server()?
     {
         command.env("BULKHEAD_KUBE_TESTBED", program);
@@ -315,6 +328,7 @@ impl Results {
                 match verdict {
                     "ok" => results.passed += 1,
                     "FAILED" => names_failed.push(name.to_owned()),
+                    other if other.starts_with(SLOW) => {}
                     other if other.starts_with("ignored") => results.skipped.push((name.to_owned(), other.to_owned())),
                     _ => {}
                 }
@@ -347,11 +361,12 @@ impl Results {
 mod self_tests {
     use super::Results;
 
-    const OUTPUT: &str = "running 4 tests
+    const OUTPUT: &str = "running 5 tests
 test a::good ... ok
 test b::needs_root ... ok
 test c::bad ... FAILED
 test d::later ... ignored, not on this kernel
+test e::long ... ignored, slow: minutes
 
 successes:
 
@@ -371,7 +386,7 @@ test of nothing ... at all
 failures:
     c::bad
 
-test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s
+test result: FAILED. 2 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.00s
 ";
 
     #[test]

@@ -1,23 +1,9 @@
-//! What decoding keeps of a real pod, and how much memory a cluster of them takes.
-
-use std::time::Instant;
+//! What decoding keeps of a real pod.
 
 use kube::core::ObjectList;
 use serde_json::json;
-use tokio::sync::mpsc;
 
 use super::*;
-use crate::{
-    engine::{Engine, Input},
-    metrics::Metrics,
-    source::{
-        Batch,
-        kube::known::{Known, News, kind_of},
-    },
-};
-
-/// Objects of a page, as the watcher asks for them.
-const PAGE: usize = 500;
 
 /// A pod as an API server gives it: some 4 KiB, most of it of no interest.
 fn pod(number: usize) -> Value {
@@ -76,62 +62,4 @@ fn of_a_page_the_facts_stay() {
     assert_eq!(workload.named_ports[0].number, 8080);
     assert_eq!(raw.meta.resource_version.as_deref(), Some("1"));
     assert!(raw.meta.managed_fields.is_none() && raw.meta.labels.is_none());
-}
-
-fn resident_mib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    kib / 1024
-}
-
-#[test]
-#[ignore = "a measurement: cargo test -p bulkhead-controller --lib measure_50_000_pods -- --ignored --nocapture"]
-fn measure_50_000_pods() {
-    const PODS: usize = 50_000;
-    println!("one pod on the wire: {} bytes", pod(7).to_string().len());
-    let idle = resident_mib();
-    let begin = Instant::now();
-    let mut known = Known::new(1);
-    let mut events = Vec::new();
-    known.take(News::Listing { watch: 0 }, &mut events);
-    for from in (0..PODS).step_by(PAGE) {
-        let text = page(from, from + PAGE);
-        let list: ObjectList<Raw<Pod>> = serde_json::from_str(&text).unwrap();
-        for raw in list.items {
-            let item = Box::new(raw.item);
-            known.take(News::Listed { watch: 0, item }, &mut events);
-        }
-    }
-    let kind = kind_of(&Pod::key(String::new(), String::new()));
-    known.take(News::ListDone { watch: 0, kind }, &mut events);
-    assert_eq!(events.len(), PODS);
-    let lowered = resident_mib();
-    println!(
-        "decoded, lowered and in one batch: {} MiB more, in {:?} (making the texts included)",
-        lowered - idle,
-        begin.elapsed()
-    );
-    let (engine, worlds) = Engine::new(Metrics::default(), None);
-    let (inputs, engine_inputs) = mpsc::channel(1);
-    let running = std::thread::spawn(move || engine.run(engine_inputs));
-    let batch = Batch {
-        events,
-        diagnostics: Vec::new(),
-        unknown: Vec::new(),
-        seen: Instant::now(),
-    };
-    let begin = Instant::now();
-    inputs.blocking_send(Input::Batch(batch)).unwrap();
-    let workloads = u64::try_from(PODS).unwrap();
-    while worlds.borrow().sizes.workloads != workloads {
-        std::thread::yield_now();
-    }
-    println!(
-        "compiled, no policies: {} MiB resident in all, in {:?}",
-        resident_mib(),
-        begin.elapsed()
-    );
-    drop(inputs);
-    running.join().unwrap();
 }
