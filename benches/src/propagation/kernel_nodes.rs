@@ -19,15 +19,20 @@ pub(crate) struct KernelNode {
     agent: Child,
     _bpffs: Mounted,
     _namespace: Namespace,
+    /// Where the other ends of the devices are: one for all pods, nothing runs in it.
+    _pods: Namespace,
 }
 
 impl KernelNode {
     /// Starts the agent of `node`, which has pods behind `devices`, in a folder of its own.
     pub(crate) fn start(node: &str, devices: &[String], controller: &Path, folder: &Path) -> Result<Self> {
-        let namespace = Namespace::create(&name_of(&std::process::id().to_string(), node))?;
-        let links = devices
-            .iter()
-            .map(|device| format!("link add {device} type veth peer name {device}-pod\nlink set {device} up\n"));
+        let run = std::process::id().to_string();
+        let namespace = Namespace::create(&name_of(&run, node))?;
+        let pods = Namespace::create(&name_of(&run, &format!("{node}-pods")))?;
+        let there = pods.name();
+        let links = devices.iter().map(|device| {
+            format!("link add {device} type veth peer name {device} netns {there}\nlink set {device} up\n")
+        });
         namespace.ip(&links.collect::<String>())?;
         let bpffs = folder.join("bpf");
         fs::create_dir_all(&bpffs).with_context(|| format!("making {}", bpffs.display()))?;
@@ -54,6 +59,7 @@ impl KernelNode {
             agent,
             _bpffs: mounted,
             _namespace: namespace,
+            _pods: pods,
         })
     }
 

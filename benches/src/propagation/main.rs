@@ -211,7 +211,7 @@ async fn start_agents(
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    bed.settle(&[], false).await?;
+    bed.settle(None).await?;
     let enforced: usize = bed.agents.iter().map(|agent| agent.held().enforced).sum();
     let in_kernel = bed.enforced_in_kernel().await?;
     let expected = size.devices(0, 0).len() * agents.in_kernel;

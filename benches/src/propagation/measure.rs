@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Result, bail};
 use bulkhead_dataplane::simulated::Simulated;
+use bulkhead_proto::v1::NodeStatus;
 
 use crate::{
     api::Api,
@@ -58,30 +59,38 @@ impl Bed {
         self.agents.iter().map(Simulated::map_writes).sum()
     }
 
-    /// Waits until no agent has moved for a while and none lags behind. `moved` = at least one has to move first.
-    pub(crate) async fn settle(&mut self, before: &[u64], moved: bool) -> Result<()> {
+    /// Waits until no agent has moved for a while and none lags behind. `began` = a node has to acknowledge after it first.
+    pub(crate) async fn settle(&mut self, began: Option<SystemTime>) -> Result<()> {
         let begin = Instant::now();
         let (mut last, mut since) = (self.revisions(), Instant::now());
-        let mut waits = moved;
         loop {
             tokio::time::sleep(LOOK).await;
             let now = self.revisions();
-            waits &= now == before;
             if now != last {
                 (last, since) = (now, Instant::now());
             }
             if begin.elapsed() > LIMIT {
                 bail!("the change has not arrived within {} s", LIMIT.as_secs());
             }
-            if waits || since.elapsed() < QUIET {
+            if since.elapsed() < QUIET {
                 continue;
             }
             let status = self.controller.status().await?;
-            let lags = |node: &&bulkhead_proto::v1::NodeStatus| node.revision_held < node.revision_wanted;
-            let nodes = self.agents.len() + self.kernel_nodes.len();
-            if status.nodes.len() >= nodes && !status.nodes.iter().any(|node| lags(&node)) {
+            let lags = status
+                .nodes
+                .iter()
+                .any(|node| node.revision_held < node.revision_wanted);
+            let moved = began.is_none_or(|began| {
+                status
+                    .nodes
+                    .iter()
+                    .any(|node| acknowledged(node).is_some_and(|at| at >= began))
+            });
+            if moved && !lags && status.nodes.len() >= self.agents.len() + self.kernel_nodes.len() {
                 return Ok(());
             }
+            // What moves next is perhaps a node of which nothing is seen here.
+            since = Instant::now();
         }
     }
 
@@ -94,12 +103,12 @@ impl Bed {
         let counters = ["update_resources_total", "update_bytes_total"];
         for round in 0..rounds {
             if let Some(write) = change.before(self.size, round) {
-                let before = self.revisions();
+                let began = SystemTime::now();
                 self.api.write(&write).await?;
-                self.settle(&before, true).await?;
+                self.settle(Some(began)).await?;
             }
             let sent = self.counters(counters).await?;
-            let (revisions, map_writes) = (self.revisions(), self.map_writes());
+            let map_writes = self.map_writes();
             let own = std::process::id();
             let cpus = [
                 cpu(self.controller.pid())?,
@@ -110,7 +119,7 @@ impl Bed {
             let (began, clock) = (SystemTime::now(), Instant::now());
             self.api.write(&change.write(self.size, round)).await?;
             row.written.push(clock.elapsed());
-            self.settle(&revisions, true).await?;
+            self.settle(Some(began)).await?;
             row.controller += cpu(self.controller.pid())?.saturating_sub(cpus[0]);
             row.agents += cpu(own)?.saturating_sub(cpus[1]);
             row.api += cpu(self.api.pid()?)?.saturating_sub(cpus[2]);
@@ -121,8 +130,10 @@ impl Bed {
             row.bytes += now[1] - sent[1];
             let status = self.controller.status().await?;
             let acks = status.nodes.iter().filter_map(|node| {
-                let at = SystemTime::try_from(node.last_ack?).ok()?;
-                Some((self.is_in_kernel(&node.node), at.duration_since(began).ok()?))
+                Some((
+                    self.is_in_kernel(&node.node),
+                    acknowledged(node)?.duration_since(began).ok()?,
+                ))
             });
             let acks: Vec<(bool, Duration)> = acks.collect();
             row.nodes += acks.len();
@@ -158,6 +169,11 @@ impl Bed {
         let value = async |name: &str| self.controller.counter(&format!("bulkhead_controller_{name}")).await;
         Ok([value(names[0]).await?, value(names[1]).await?])
     }
+}
+
+/// When the controller took a node's last acknowledgement.
+fn acknowledged(node: &NodeStatus) -> Option<SystemTime> {
+    SystemTime::try_from(node.last_ack?).ok()
 }
 
 impl Row {
