@@ -211,13 +211,19 @@ async fn start_agents(
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    bed.settle(None).await?;
-    let enforced: usize = bed.agents.iter().map(|agent| agent.held().enforced).sum();
-    let in_kernel = bed.enforced_in_kernel().await?;
+    // A node may be level with the controller before its endpoints are announced, or its report has come.
     let expected = size.devices(0, 0).len() * agents.in_kernel;
-    if in_kernel.iter().sum::<usize>() < expected {
-        bail!("the agents with maps in this kernel enforce {in_kernel:?} of {expected} endpoints");
-    }
+    let in_kernel = loop {
+        bed.settle(None).await?;
+        let in_kernel = bed.enforced_in_kernel().await?;
+        if in_kernel.iter().sum::<usize>() >= expected {
+            break in_kernel;
+        }
+        if begin.elapsed() > FILLED {
+            bail!("the agents with maps in this kernel enforce {in_kernel:?} of {expected} endpoints");
+        }
+    };
+    let enforced: usize = bed.agents.iter().map(|agent| agent.held().enforced).sum();
     say(&format!(
         "every agent holds its state after {:.1} s; {enforced} endpoints enforced, in this kernel {in_kernel:?}",
         begin.elapsed().as_secs_f64()
