@@ -26,7 +26,7 @@ cargo xtask COMMAND
   setup                   install what is missing to build and test; does nothing when all is there
   demo [--keep]           show default deny on real traffic, in namespaces of its own; --keep leaves it running
   test [--tier T] [--list]
-                          all tests: unit, kernel, e2e, restart, tidy
+                          all tests: unit, kube, kernel, e2e, restart, tidy; --list names tiers that run only when asked for
   tidy [--no-clippy]      the rules of the tree: layers, sizes, docs, examples, format, lints
   bpf                     build the kernel programs; prints path, size and sha256
   bench [verdict] [--json]
