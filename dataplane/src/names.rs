@@ -1,35 +1,50 @@
 //! What numbers and addresses in the kernel's records stand for. Bindings are remembered for a while after they change, so
 //! that a record gets the name that was true at its time.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    net::IpAddr,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+};
 
 use bulkhead_policy::{
     intern::Name,
     model::{Builtin, RuleName, WorkloadKey, Zone},
     plan::{MapDump, MapOp},
-    state::{AddressKind, Delta, PeerId, Resource, ResourceName, State},
+    state::{AddressKind, Binding, PeerId, State},
+    table::Table,
 };
 use bulkhead_verdict::{
     address::Address,
-    layout::{AddressKey, InternKey, identity, intern_kind, rule},
+    layout::{InternKey, identity, intern_kind, rule},
 };
 use dashmap::DashMap;
 
-/// Bindings of one address that are kept, the one in force included.
+/// Earlier bindings of one address that are kept.
 const HISTORY: usize = 4;
 /// How long the name of a removed binding or number can be asked for, nanoseconds. Events are read within milliseconds;
 /// flows that end are named within the time of a table scan.
 const REMEMBERED: u64 = 60_000_000_000;
 
 /// Whose address it is.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Party {
     /// Namespace and pod, or Service; an empty namespace and the node's name for a node.
-    pub(crate) name: Option<WorkloadKey>,
-    /// What the name is a name of; `None` of an address that is bound to nothing.
-    pub(crate) kind: Option<AddressKind>,
+    pub(crate) name: Arc<WorkloadKey>,
+    /// What the name is a name of.
+    pub(crate) kind: AddressKind,
     /// Node it is on, or that it is.
-    pub(crate) node: Option<String>,
+    pub(crate) node: Option<Arc<str>>,
+}
+
+impl From<&Binding> for Party {
+    fn from(binding: &Binding) -> Self {
+        Self {
+            name: Arc::clone(&binding.name),
+            kind: binding.kind,
+            node: binding.node.clone(),
+        }
+    }
 }
 
 /// An interned number's meaning.
@@ -45,26 +60,27 @@ pub(crate) struct Meaning {
     gone: Option<u64>,
 }
 
+/// Who bound addresses are.
+type Bindings = Table<(Zone, IpAddr), Binding>;
+
+/// Whose an address was.
 #[derive(Clone, Debug)]
-struct Since {
-    /// `CLOCK_BOOTTIME` nanoseconds from which it was so.
-    time: u64,
-    party: Option<Arc<Party>>,
+struct Was {
+    /// `CLOCK_BOOTTIME` nanoseconds from which it was so; 0 = since ever.
+    from: u64,
+    /// And until which it was.
+    until: u64,
+    party: Option<Party>,
 }
 
 /// Shared by the writer of the maps and the readers of their records.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
-    /// Oldest first.
-    addresses: DashMap<AddressKey, Vec<Since>>,
+    /// What is bound now: the table of the state in force, which this shares with the planner.
+    bindings: RwLock<Bindings>,
+    /// Of addresses that went from hand to hand of late: whose they were, oldest first.
+    past: DashMap<(Zone, IpAddr), Vec<Was>>,
     numbers: DashMap<InternKey, Meaning>,
-}
-
-fn key(zone: Zone, address: std::net::IpAddr) -> AddressKey {
-    AddressKey {
-        address: Address::from(address),
-        zone: u32::from(zone.0),
-    }
 }
 
 impl Names {
@@ -115,62 +131,60 @@ impl Names {
 
     /// The state that was in force before this agent began: true since ever.
     pub(crate) fn load(&self, state: &State) {
-        self.addresses.clear();
-        for ((zone, address), binding) in &state.bindings {
-            self.bind(key(*zone, *address), Some(party(binding)), 0);
-        }
+        self.past.clear();
+        self.bind(&state.bindings);
     }
 
-    /// What a delta rebinds, from `time` (`CLOCK_BOOTTIME`) on: taken before the kernel is told. Between the two an event may
-    /// be judged by the old binding and named by the new one; that is the time of one plan.
-    pub(crate) fn change(&self, delta: &Delta, time: u64) {
-        for resource in &delta.upserts {
-            if let Resource::Binding(zone, address, binding) = resource {
-                self.bind(key(*zone, *address), Some(party(binding)), time);
-            }
+    /// The bindings from `time` (`CLOCK_BOOTTIME`; 0 = since ever) on: taken before the kernel is told. Between the two an event
+    /// may be judged by the old binding and named by the new one; that is the time of one plan.
+    pub(crate) fn change(&self, now: &Bindings, time: u64) {
+        if time != 0 {
+            let old = self.bindings().clone();
+            old.compare(now, |place, binding| {
+                let before = old.get(place).map(Party::from);
+                if before != binding.map(Party::from) {
+                    self.note(*place, before, time);
+                }
+            });
         }
-        for name in &delta.removes {
-            if let ResourceName::Binding(zone, address) = name {
-                self.bind(key(*zone, *address), None, time);
-            }
-        }
+        self.bind(now);
     }
 
-    fn bind(&self, key: AddressKey, party: Option<Party>, time: u64) {
-        let mut history = self.addresses.entry(key).or_default();
-        if history
-            .last()
-            .is_some_and(|last| last.party.as_deref() == party.as_ref())
-        {
-            return;
-        }
+    fn bindings(&self) -> RwLockReadGuard<'_, Bindings> {
+        self.bindings.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bind(&self, now: &Bindings) {
+        *self.bindings.write().unwrap_or_else(PoisonError::into_inner) = now.clone();
+    }
+
+    fn note(&self, place: (Zone, IpAddr), party: Option<Party>, until: u64) {
+        let mut history = self.past.entry(place).or_default();
         if history.len() >= HISTORY {
             history.remove(0);
         }
-        history.push(Since {
-            time,
-            party: party.map(Arc::new),
-        });
+        let from = history.last().map_or(0, |last| last.until);
+        history.push(Was { from, until, party });
     }
 
-    /// Forgets addresses whose last binding went long ago, and numbers given up long ago.
+    /// Forgets whose addresses were long ago, and numbers given up long ago.
     pub(crate) fn sweep(&self, now: u64) {
-        self.numbers
-            .retain(|_, meaning| meaning.gone.is_none_or(|gone| now.saturating_sub(gone) < REMEMBERED));
-        self.addresses.retain(|_, history| {
-            history
-                .last()
-                .is_some_and(|last| last.party.is_some() || now.saturating_sub(last.time) < REMEMBERED)
-        });
+        let remembered = |gone: u64| now.saturating_sub(gone) < REMEMBERED;
+        self.numbers.retain(|_, meaning| meaning.gone.is_none_or(remembered));
+        self.past
+            .retain(|_, history| history.last().is_some_and(|last| remembered(last.until)));
     }
 
     /// Whose address it was at a time (`CLOCK_BOOTTIME`).
-    pub(crate) fn party(&self, zone: u32, address: &Address, time: u64) -> Option<Arc<Party>> {
-        let history = self.addresses.get(&AddressKey {
-            address: *address,
-            zone,
-        })?;
-        history.iter().rev().find(|since| since.time <= time)?.party.clone()
+    pub(crate) fn party(&self, zone: u32, address: &Address, time: u64) -> Option<Party> {
+        let place = (Zone(u8::try_from(zone).ok()?), IpAddr::from(*address));
+        if let Some(history) = self.past.get(&place)
+            && history.last().is_some_and(|last| time < last.until)
+        {
+            let was = history.iter().find(|was| was.from <= time && time < was.until)?;
+            return was.party.clone();
+        }
+        self.bindings().get(&place).map(Party::from)
     }
 
     /// The meaning of an interned or reserved identity.
@@ -235,14 +249,6 @@ fn labels(atoms: &str) -> Vec<String> {
     atoms.match_indices(ATOM).filter_map(one).collect()
 }
 
-fn party(binding: &bulkhead_policy::state::Binding) -> Party {
-    Party {
-        name: Some(binding.name.clone()),
-        kind: Some(binding.kind),
-        node: binding.node.clone(),
-    }
-}
-
 /// Devices by index, for records: names of devices that are gone stay known for a while.
 #[derive(Debug, Default)]
 pub(crate) struct DeviceNames {
@@ -276,36 +282,49 @@ impl DeviceNames {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
-    fn pod(name: &str) -> Party {
+    const PLACE: (Zone, IpAddr) = (Zone(0), IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
+
+    fn bound(name: &str) -> Bindings {
         let name = WorkloadKey {
             namespace: "shop".to_owned(),
             name: name.to_owned(),
         };
-        Party {
-            name: Some(name),
-            ..Party::default()
-        }
+        let binding = Binding {
+            peer: PeerId::AnyPod,
+            kind: AddressKind::Pod,
+            image_class: 0,
+            name: Arc::new(name),
+            node: None,
+        };
+        [(PLACE, binding)].into()
+    }
+
+    fn name_at(names: &Names, time: u64) -> Option<String> {
+        let party = names.party(0, &Address::from(PLACE.1), time)?;
+        Some(party.name.name.clone())
     }
 
     #[test]
     fn a_record_gets_the_name_of_its_time() {
         let names = Names::default();
-        let address = Address([1, 2, 3, 4]);
-        let key = AddressKey { address, zone: 0 };
-        names.bind(key, Some(pod("old")), 100);
-        names.bind(key, None, 200);
-        names.bind(key, Some(pod("new")), 300);
-        let at = |time| {
-            names
-                .party(0, &address, time)
-                .and_then(|party| Some(party.name.clone()?.name))
-        };
-        assert_eq!(at(99), None);
-        assert_eq!(at(199).as_deref(), Some("old"));
-        assert_eq!(at(250), None);
-        assert_eq!(at(300).as_deref(), Some("new"));
+        names.change(&bound("old"), 100);
+        names.change(&Bindings::default(), 200);
+        names.change(&bound("new"), 300);
+        assert_eq!(name_at(&names, 99), None);
+        assert_eq!(name_at(&names, 199).as_deref(), Some("old"));
+        assert_eq!(name_at(&names, 250), None);
+        assert_eq!(name_at(&names, 300).as_deref(), Some("new"));
+    }
+
+    #[test]
+    fn the_first_state_is_true_since_ever() {
+        let names = Names::default();
+        names.change(&bound("old"), 0);
+        assert_eq!(name_at(&names, 1).as_deref(), Some("old"));
     }
 
     #[test]
@@ -318,16 +337,15 @@ mod tests {
     #[test]
     fn history_is_bounded_and_swept() {
         let names = Names::default();
-        let address = Address([1, 2, 3, 4]);
-        let key = AddressKey { address, zone: 0 };
-        for time in 1..100 {
-            names.bind(key, if time % 2 == 0 { None } else { Some(pod("a")) }, time);
+        for time in 1..=100 {
+            names.change(&if time % 2 == 0 { Bindings::default() } else { bound("a") }, time);
         }
-        assert_eq!(names.addresses.get(&key).map(|history| history.len()), Some(HISTORY));
-        names.bind(key, None, 100);
+        assert_eq!(names.past.get(&PLACE).map(|history| history.len()), Some(HISTORY));
+        assert_eq!(name_at(&names, 97).as_deref(), Some("a"));
+        assert_eq!(name_at(&names, 95), None, "forgotten, not given to whoever came next");
         names.sweep(100 + REMEMBERED - 1);
-        assert_eq!(names.addresses.len(), 1);
+        assert_eq!(names.past.len(), 1);
         names.sweep(100 + REMEMBERED);
-        assert_eq!(names.addresses.len(), 0);
+        assert_eq!(names.past.len(), 0);
     }
 }

@@ -12,10 +12,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bulkhead_policy::state::{Delta, State};
+use bulkhead_policy::state::State;
 use bulkhead_proto::{
     MESSAGE_BYTES_MAX,
-    update::{Assembler, Revision, encode},
+    update::{Assembler, Revision, encode, encode_snapshot},
     v1::Update,
 };
 use prost::Message;
@@ -166,21 +166,21 @@ impl Store {
     }
 
     /// True when a revision is added to the file, false when the file is written anew.
-    pub(crate) fn appends(&self, revision: &Revision) -> bool {
+    fn appends(&self, revision: &Revision) -> bool {
         let outgrown = self.appended_bytes > self.snapshot_bytes.max(SLACK);
         self.file.is_some() && !revision.snapshot && !outgrown
     }
 
-    /// Keeps a revision: `before` is the state it is a difference to (not looked at when it is
-    /// added to the file). Called before the kernel is told, so that the disk
-    /// is never older than the kernel.
-    pub(crate) fn keep(&mut self, revision: &Revision, before: &State) -> Result<(), StoreError> {
+    /// Keeps a revision: `after` is the state it leads to (not looked at when it is added to the file). Called before the
+    /// kernel is told, so that the disk is never older than the kernel.
+    pub(crate) fn keep(&mut self, revision: &Revision, after: &State) -> Result<(), StoreError> {
         let appends = self.appends(revision);
         let result = match &mut self.file {
             Some(file) if appends => {
-                append(file, revision).map(|bytes| self.appended_bytes = self.appended_bytes.saturating_add(bytes))
+                let added = messages(revision).and_then(|payloads| append(file, &payloads));
+                added.map(|bytes| self.appended_bytes = self.appended_bytes.saturating_add(bytes))
             }
-            _ => self.rewrite(revision, before),
+            _ => self.rewrite(revision, after),
         };
         result.map_err(|source| {
             // A gap would make the file wrong, an absent one is only less useful.
@@ -193,28 +193,18 @@ impl Store {
         })
     }
 
-    fn rewrite(&mut self, revision: &Revision, before: &State) -> io::Result<()> {
-        let mut whole = State::default();
-        if !revision.snapshot {
-            whole.clone_from(before);
-        }
-        whole.apply(revision.delta.clone()).map_err(io::Error::other)?;
-        let snapshot = Revision {
-            snapshot: true,
-            delta: Delta {
-                upserts: whole.resources(),
-                removes: Vec::new(),
-            },
-            policies: Vec::new(),
-            ..*revision
-        };
+    fn rewrite(&mut self, revision: &Revision, after: &State) -> io::Result<()> {
+        let messages = encode_snapshot(revision.revision, revision.state_digest, after).map_err(io::Error::other)?;
         let fresh = self.path.with_extension("new");
         let mut file = OpenOptions::new()
             .create(true)
             .truncate(true)
             .write(true)
             .open(&fresh)?;
-        self.snapshot_bytes = append(&mut file, &snapshot)?;
+        self.snapshot_bytes = 0;
+        for message in messages {
+            self.snapshot_bytes = self.snapshot_bytes.saturating_add(append(&mut file, &[message])?);
+        }
         self.appended_bytes = 0;
         file.sync_data()?;
         fs::rename(&fresh, &self.path)?;
@@ -223,14 +213,19 @@ impl Store {
     }
 }
 
-fn append(file: &mut File, revision: &Revision) -> io::Result<u64> {
+fn messages(revision: &Revision) -> io::Result<Vec<Vec<u8>>> {
+    let chunks = encode(revision).map_err(io::Error::other)?;
+    Ok(chunks.iter().map(Message::encode_to_vec).collect())
+}
+
+/// Adds frames in one write.
+fn append(file: &mut File, payloads: &[Vec<u8>]) -> io::Result<u64> {
     let mut bytes = Vec::new();
-    for chunk in encode(revision).map_err(io::Error::other)? {
-        let payload = chunk.encode_to_vec();
+    for payload in payloads {
         let length = u32::try_from(payload.len()).map_err(io::Error::other)?;
         bytes.extend_from_slice(&length.to_le_bytes());
-        bytes.extend_from_slice(blake3::hash(&payload).as_bytes());
-        bytes.extend_from_slice(&payload);
+        bytes.extend_from_slice(blake3::hash(payload).as_bytes());
+        bytes.extend_from_slice(payload);
     }
     file.write_all(&bytes)?;
     Ok(u64::try_from(bytes.len()).unwrap_or(u64::MAX))
@@ -300,12 +295,12 @@ fn claim(folder: &Path, node: &str) -> Result<File, StoreError> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
+    use std::{net::IpAddr, sync::Arc};
 
     use bulkhead_policy::{
         digest::Digest,
         model::{WorkloadKey, Zone},
-        state::{AddressKind, Binding, PeerId, Resource},
+        state::{AddressKind, Binding, Delta, PeerId, Resource},
     };
 
     use super::*;
@@ -315,10 +310,10 @@ mod tests {
             peer: PeerId::AnyPod,
             kind: AddressKind::Pod,
             image_class: 0,
-            name: WorkloadKey {
+            name: Arc::new(WorkloadKey {
                 namespace: "shop".to_owned(),
                 name: name.to_owned(),
-            },
+            }),
             node: None,
         };
         Resource::Binding(Zone(0), IpAddr::from([10, 0, 0, last]), binding)
@@ -343,10 +338,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut store = Store::open(folder.path(), "n1").unwrap();
         assert!(store.load().unwrap().is_none());
-        let first = revision(5, true, vec![binding(1, "a")]);
-        store.keep(&first, &State::default()).unwrap();
-        let before = store.load().unwrap().unwrap().state;
-        store.keep(&revision(6, false, vec![binding(2, "b")]), &before).unwrap();
+        let mut state = State::default();
+        let mut keep = |number, snapshot, one: Resource| {
+            let revision = revision(number, snapshot, vec![one]);
+            state.apply(revision.delta.clone()).unwrap();
+            store.keep(&revision, &state).unwrap();
+        };
+        keep(5, true, binding(1, "a"));
+        keep(6, false, binding(2, "b"));
         let stored = store.load().unwrap().unwrap();
         assert_eq!((stored.revision, stored.state.bindings.len()), (6, 2));
 
@@ -379,15 +378,16 @@ mod tests {
     fn a_successor_begins_with_a_whole_file() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = Store::open(folder.path(), "n1").unwrap();
-        store
-            .keep(&revision(5, true, vec![binding(1, "a")]), &State::default())
-            .unwrap();
+        let mut state = State::default();
+        let mut keep = |store: &mut Store, number, snapshot, one| {
+            let revision = revision(number, snapshot, vec![one]);
+            state.apply(revision.delta.clone()).unwrap();
+            store.keep(&revision, &state).unwrap();
+        };
+        keep(&mut store, 5, true, binding(1, "a"));
         drop(store);
         let mut successor = Store::open(folder.path(), "n1").unwrap();
-        let before = successor.load().unwrap().unwrap().state;
-        successor
-            .keep(&revision(6, false, vec![binding(1, "c")]), &before)
-            .unwrap();
+        keep(&mut successor, 6, false, binding(1, "c"));
         let stored = successor.load().unwrap().unwrap();
         assert_eq!((stored.revision, stored.state.bindings.len()), (6, 1));
     }

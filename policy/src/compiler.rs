@@ -383,14 +383,26 @@ impl Compiler {
         let mut facts = self.pod_facts(&workload);
         self.questions.of_address(place.1, &mut facts);
         let (identity, peer) = self.bear(Bearer::Pod, facts);
+        let (name, node) = self.named(&workload, place);
         let binding = Binding {
             peer,
             kind: AddressKind::Pod,
             image_class: workload.image_class,
-            name: workload.key.clone(),
-            node: workload.node.clone(),
+            name,
+            node,
         };
         Some((binding, identity))
+    }
+
+    /// What a binding calls a workload and its node: as another of its addresses does, so that there is one copy of it.
+    fn named(&self, workload: &Workload, place: Place) -> (Arc<WorkloadKey>, Option<Arc<str>>) {
+        let bindings = &self.output.state().bindings;
+        let mut others = workload.addresses.iter().filter(|address| **address != place.1);
+        let other = others.find_map(|address| bindings.get(&(place.0, *address)));
+        match other.filter(|other| *other.name == workload.key && other.node.as_deref() == workload.node.as_deref()) {
+            Some(other) => (Arc::clone(&other.name), other.node.clone()),
+            None => (Arc::new(workload.key.clone()), workload.node.as_deref().map(Arc::from)),
+        }
     }
 
     fn bind_node(&mut self, name: &str, place: Place) -> Option<(Binding, IdentityId)> {
@@ -402,8 +414,8 @@ impl Compiler {
             peer,
             kind: AddressKind::Node,
             image_class: 0,
-            name: node_key(name),
-            node: Some(name.to_owned()),
+            name: Arc::new(node_key(name)),
+            node: Some(Arc::from(name)),
         };
         Some((binding, identity))
     }
@@ -422,8 +434,8 @@ impl Compiler {
             peer: PeerId::UnknownPod,
             kind,
             image_class: 0,
-            name,
-            node,
+            name: Arc::new(name),
+            node: node.map(Arc::from),
         })
     }
 

@@ -114,7 +114,31 @@ impl State {
     /// Every resource of the state, each after those it refers to.
     #[must_use]
     pub fn resources(&self) -> Vec<Resource> {
-        Delta::between(&Self::default(), self).upserts
+        let mut resources = Vec::new();
+        self.visit(|resource| resources.push(resource));
+        resources
+    }
+
+    /// The same one by one, for who does not need all of them at once.
+    pub fn visit(&self, mut visit: impl FnMut(Resource)) {
+        for (name, identity) in &self.identities {
+            visit(Resource::Identity(*name, Arc::clone(identity)));
+        }
+        for ((zone, address), binding) in &self.bindings {
+            visit(Resource::Binding(*zone, *address, binding.clone()));
+        }
+        for ((zone, prefix), network) in &self.networks {
+            visit(Resource::Network(*zone, *prefix, network.clone()));
+        }
+        for (name, ruleset) in &self.rulesets {
+            visit(Resource::Ruleset(*name, ruleset.direction, ruleset.policies.clone()));
+            for (peer, ports) in &ruleset.entries {
+                visit(Resource::RulesetEntry(*name, *peer, Arc::clone(ports)));
+            }
+        }
+        for (key, endpoint) in &self.endpoints {
+            visit(Resource::Endpoint(key.clone(), Arc::clone(endpoint)));
+        }
     }
 
     /// Applies a difference: upserts in their order, then removes. Removing what is not there changes nothing.
@@ -291,5 +315,6 @@ mod tests {
             })
             .unwrap();
         assert_eq!(rebuilt, whole);
+        assert_eq!(whole.resources(), Delta::between(&State::default(), &whole).upserts);
     }
 }

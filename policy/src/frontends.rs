@@ -336,7 +336,7 @@ fn binding(name: WorkloadKey, digest: Digest) -> Binding {
         peer: PeerId::Identity(digest),
         kind: AddressKind::Service,
         image_class: 0,
-        name,
+        name: Arc::new(name),
         node: None,
     }
 }

@@ -52,10 +52,11 @@ pub struct Binding {
     pub kind: AddressKind,
     /// Image class, for leases on the peer's side.
     pub image_class: u32,
-    /// What a flow record calls it: the workload, the Service, or the node's name with an empty namespace.
-    pub name: WorkloadKey,
+    /// What a flow record calls it: the workload, the Service, or the node's name with an empty namespace. Addresses of one
+    /// workload share it.
+    pub name: Arc<WorkloadKey>,
     /// The node it is on, or that it is.
-    pub node: Option<String>,
+    pub node: Option<Arc<str>>,
 }
 
 /// Who an address without a binding is.

@@ -19,7 +19,7 @@ impl StateDigest {
     #[must_use]
     pub fn of(state: &State) -> Self {
         let mut digest = Self::default();
-        state.resources().iter().for_each(|resource| digest.add(resource));
+        state.visit(|resource| digest.add(&resource));
         digest
     }
 

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use bulkhead_policy::{
     digest::Digest,
     model::PolicyKey,
-    state::{Delta, PortSet, Resource, ResourceName},
+    state::{Delta, PortSet, Resource, ResourceName, State},
 };
 use prost::Message as _;
 use thiserror::Error;
@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::{
     MESSAGE_BYTES_MAX,
     convert::{
-        Inside as _, RuleTable, WireError, digest_from_bytes, port_set_from_wire, port_set_to_wire, required,
+        Inside as _, RuleTable, Shared, WireError, digest_from_bytes, port_set_from_wire, port_set_to_wire, required,
         resource_from_wire, resource_name_from_wire, resource_name_to_wire, resource_to_wire, rule_name_from_wire,
     },
     v1,
@@ -173,17 +173,22 @@ const fn field_bytes(length: usize) -> usize {
 /// Alternatives from which on a resource is encoded in a chunk of its own: below it cannot outgrow what a chunk leaves.
 const LARGE: usize = 512;
 
-/// Closes chunks as they fill up.
-#[derive(Default)]
-struct Encoder {
-    done: Vec<v1::Update>,
+/// Closes chunks as they fill up, and gives them away.
+struct Encoder<F> {
     chunk: Chunk,
+    full: F,
 }
 
-impl Encoder {
+impl<F: FnMut(v1::Update)> Encoder<F> {
+    fn new(full: F) -> Self {
+        Self {
+            chunk: Chunk::default(),
+            full,
+        }
+    }
+
     fn close(&mut self) {
-        let full = std::mem::take(&mut self.chunk);
-        self.done.push(full.finish());
+        (self.full)(std::mem::take(&mut self.chunk).finish());
     }
 
     fn room(&mut self) {
@@ -219,7 +224,8 @@ fn alternatives(set: &PortSet) -> usize {
 
 /// Cuts a revision into messages of at most [`MESSAGE_BYTES_MAX`]; an empty one is one message.
 pub fn encode(revision: &Revision) -> Result<Vec<v1::Update>, ResourceTooLarge> {
-    let mut encoder = Encoder::default();
+    let mut updates = Vec::new();
+    let mut encoder = Encoder::new(|update| updates.push(update));
     revision
         .delta
         .upserts
@@ -234,7 +240,6 @@ pub fn encode(revision: &Revision) -> Result<Vec<v1::Update>, ResourceTooLarge> 
         encoder.chunk.policy(policy);
     }
     encoder.close();
-    let mut updates = encoder.done;
     let chunks = u32::try_from(updates.len()).unwrap_or(u32::MAX);
     for (chunk, update) in (0..).zip(&mut updates) {
         update.revision = revision.revision;
@@ -244,6 +249,37 @@ pub fn encode(revision: &Revision) -> Result<Vec<v1::Update>, ResourceTooLarge> 
         update.state_digest = revision.state_digest.0.to_vec();
     }
     Ok(updates)
+}
+
+/// A state as a snapshot's messages, each in its bytes as soon as it is full: what is many times larger than the bytes is
+/// never there for all resources at once.
+pub fn encode_snapshot(revision: u64, state_digest: Digest, state: &State) -> Result<Vec<Vec<u8>>, ResourceTooLarge> {
+    let mut messages = Vec::new();
+    let mut encoder = Encoder::new(|mut update: v1::Update| {
+        update.revision = revision;
+        update.chunk = u32::try_from(messages.len()).unwrap_or(u32::MAX);
+        update.snapshot = true;
+        update.state_digest = state_digest.0.to_vec();
+        messages.push(update.encode_to_vec());
+    });
+    let mut result = Ok(());
+    state.visit(|resource| {
+        if result.is_ok() {
+            result = encoder.upsert(&resource);
+        }
+    });
+    result?;
+    encoder.close();
+    // How many there are is known now. Messages one after the other are one message (Protocol Buffers, "Last One Wins").
+    let chunks = u32::try_from(messages.len()).unwrap_or(u32::MAX);
+    let count = v1::Update {
+        chunks,
+        ..v1::Update::default()
+    };
+    messages
+        .iter_mut()
+        .for_each(|message| message.extend(count.encode_to_vec()));
+    Ok(messages)
 }
 
 /// The bytes one resource has when it is sent alone: the same for equal resources, so they can be digested.
@@ -257,6 +293,7 @@ pub(crate) fn resource_bytes(resource: &Resource) -> Vec<u8> {
 #[derive(Default, Debug)]
 pub struct Assembler {
     partial: Option<(Revision, u32, u32)>,
+    shared: Shared,
 }
 
 impl Assembler {
@@ -285,7 +322,9 @@ impl Assembler {
                 of: whole.revision,
             });
         }
-        decode_into(update, &mut whole).map_err(|error| UpdateError::Wire { revision, chunk, error })?;
+        // Kept for one revision: names that are gone are not to be kept here.
+        let mut shared = std::mem::take(&mut self.shared);
+        decode_into(update, &mut whole, &mut shared).map_err(|error| UpdateError::Wire { revision, chunk, error })?;
         if whole.delta.upserts.len() + whole.delta.removes.len() + whole.policies.len() > RESOURCES_MAX {
             return Err(UpdateError::TooMany { revision });
         }
@@ -294,6 +333,7 @@ impl Assembler {
             return Ok(Some(whole));
         }
         self.partial = Some((whole, next, total));
+        self.shared = shared;
         Ok(None)
     }
 }
@@ -312,21 +352,20 @@ impl Revision {
 }
 
 /// Converts every item and names the first one that is wrong.
-fn each<W, T>(field: &str, wire: Vec<W>, one: impl Fn(W) -> Result<T, WireError>) -> Result<Vec<T>, WireError> {
+fn each<W, T>(field: &str, wire: Vec<W>, mut one: impl FnMut(W) -> Result<T, WireError>) -> Result<Vec<T>, WireError> {
     let item = |(at, wire)| one(wire).inside(format_args!("{field}[{at}]"));
     wire.into_iter().enumerate().map(item).collect()
 }
 
-fn decode_into(update: v1::Update, whole: &mut Revision) -> Result<(), WireError> {
+fn decode_into(update: v1::Update, whole: &mut Revision, shared: &mut Shared) -> Result<(), WireError> {
     whole.state_digest = digest_from_bytes("state_digest", &update.state_digest)?;
     let rules = each("rules", update.rules, rule_name_from_wire)?;
     let sets = each("port_sets", update.port_sets, |set| {
         port_set_from_wire(set, &rules).map(Arc::new)
     })?;
-    whole
-        .delta
-        .upserts
-        .extend(each("upserts", update.upserts, |wire| resource_from_wire(wire, &sets))?);
+    whole.delta.upserts.extend(each("upserts", update.upserts, |wire| {
+        resource_from_wire(wire, &sets, shared)
+    })?);
     whole
         .delta
         .removes

@@ -4,14 +4,17 @@
 
 mod generate;
 
+use std::{collections::HashSet, net::IpAddr, sync::Arc};
+
 use bulkhead_policy::{
     digest::Digest,
-    state::{Delta, Resource, State},
+    model::{WorkloadKey, Zone},
+    state::{AddressKind, Binding, Delta, PeerId, Resource, State},
 };
 use bulkhead_proto::{
     MESSAGE_BYTES_MAX,
     state_digest::StateDigest,
-    update::{Assembler, Revision, UpdateError, encode},
+    update::{Assembler, Revision, UpdateError, encode, encode_snapshot},
     v1,
 };
 use generate::{delta, policy_version, port_set, state};
@@ -37,6 +40,20 @@ fn over_the_wire(revision: &Revision) -> Revision {
     unreachable!("encode gives at least one update")
 }
 
+/// Revision and state of a snapshot's messages.
+fn read(messages: &[Vec<u8>]) -> (u64, State) {
+    let mut assembler = Assembler::default();
+    let (last, before) = messages.split_last().unwrap();
+    let mut push = |bytes: &Vec<u8>| assembler.push(v1::Update::decode(bytes.as_slice()).unwrap()).unwrap();
+    assert!(before.iter().all(|bytes| push(bytes).is_none()));
+    let whole = push(last).unwrap();
+    assert!(whole.snapshot);
+    let mut state = State::default();
+    state.apply(whole.delta).unwrap();
+    assert_eq!(StateDigest::of(&state).digest(), whole.state_digest);
+    (whole.revision, state)
+}
+
 proptest! {
     #[test]
     fn a_revision_comes_back(
@@ -59,7 +76,9 @@ proptest! {
         let mut rebuilt = State::default();
         rebuilt.apply(received.delta).unwrap();
         prop_assert_eq!(StateDigest::of(&rebuilt).digest(), received.state_digest);
-        prop_assert_eq!(rebuilt, state);
+        prop_assert_eq!(&rebuilt, &state);
+        let messages = encode_snapshot(1, digest, &state).unwrap();
+        prop_assert_eq!(read(&messages), (1, state));
     }
 
     #[test]
@@ -87,6 +106,45 @@ proptest! {
 }
 
 #[test]
+fn a_large_state_is_many_messages_and_its_names_are_kept_once() {
+    const PODS: u32 = 20_000;
+    let mut state = State::default();
+    for number in 0..PODS {
+        let name = Arc::new(WorkloadKey {
+            namespace: "shop".to_owned(),
+            name: format!("pod-{number}"),
+        });
+        for address in [
+            IpAddr::from((0x0a00_0000 + number).to_be_bytes()),
+            IpAddr::from((0xfd_u128 << 120 | u128::from(number)).to_be_bytes()),
+        ] {
+            let binding = Binding {
+                peer: PeerId::AnyPod,
+                kind: AddressKind::Pod,
+                image_class: 0,
+                name: Arc::clone(&name),
+                node: Some("n1".into()),
+            };
+            state.bindings.insert((Zone(0), address), binding);
+        }
+    }
+    let messages = encode_snapshot(7, StateDigest::of(&state).digest(), &state).unwrap();
+    assert!(messages.len() > 1);
+    assert!(messages.iter().all(|bytes| bytes.len() <= MESSAGE_BYTES_MAX));
+    let (revision, rebuilt) = read(&messages);
+    assert_eq!((revision, &rebuilt), (7, &state));
+    let copies: HashSet<_> = rebuilt
+        .bindings
+        .values()
+        .map(|binding| Arc::as_ptr(&binding.name))
+        .collect();
+    assert_eq!(copies.len(), usize::try_from(PODS).unwrap());
+    let nodes = rebuilt.bindings.values().filter_map(|binding| binding.node.as_ref());
+    let copies: HashSet<_> = nodes.map(|node| node.as_ptr()).collect();
+    assert_eq!(copies.len(), 1);
+}
+
+#[test]
 fn a_large_revision_is_cut_and_shares_its_port_sets() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let sets: Vec<_> = (0..50).map(|_| generate::sample(&mut runner, port_set())).collect();
@@ -100,8 +158,8 @@ fn a_large_revision_is_cut_and_shares_its_port_sets() {
         let set = &sets[usize::try_from(peer).unwrap() % sets.len()];
         upserts.push(Resource::RulesetEntry(
             name(0),
-            bulkhead_policy::state::PeerId::Identity(name(peer)),
-            std::sync::Arc::clone(set),
+            PeerId::Identity(name(peer)),
+            Arc::clone(set),
         ));
     }
     let delta = Delta {

@@ -15,7 +15,7 @@ pub(crate) struct End {
     /// Host byte order.
     pub(crate) port: u16,
     /// Whose address it was then.
-    pub(crate) party: Option<Arc<Party>>,
+    pub(crate) party: Option<Party>,
     /// The node's number for the identity; 0 = not known.
     pub(crate) identity: u32,
     pub(crate) identity_name: Arc<str>,
@@ -124,9 +124,12 @@ impl Record {
 
 impl End {
     fn message(&self, slot: u32) -> v1::Endpoint {
-        let name = self.party.as_ref().and_then(|party| party.name.as_ref());
-        let kind = self.party.as_ref().and_then(|party| party.kind);
-        let named = |wanted| name.filter(|_| kind == Some(wanted)).map(|name| name.name.clone());
+        let party = self.party.as_ref();
+        let named = |wanted| {
+            party
+                .filter(|party| party.kind == wanted)
+                .map(|party| party.name.name.clone())
+        };
         let service = named(AddressKind::Service).map(|name| v1::Workload {
             name,
             kind: "Service".to_owned(),
@@ -134,16 +137,15 @@ impl End {
         v1::Endpoint {
             id: slot,
             identity: self.identity,
-            namespace: name.map_or_else(String::new, |name| name.namespace.clone()),
+            namespace: party.map_or_else(String::new, |party| party.name.namespace.clone()),
             labels: self.labels.to_vec(),
             // A node is no pod: its name is in node_name.
             pod_name: named(AddressKind::Pod).unwrap_or_default(),
             workloads: service.into_iter().collect(),
-            node_name: self
-                .party
-                .as_ref()
-                .and_then(|party| party.node.clone())
-                .unwrap_or_default(),
+            node_name: party
+                .and_then(|party| party.node.as_deref())
+                .unwrap_or_default()
+                .to_owned(),
             identity_name: self.identity_name.to_string(),
         }
     }

@@ -26,22 +26,19 @@ pub(super) fn adoption_end() -> u64 {
 
 impl Sync {
     /// Makes a revision true.
-    pub(super) fn revision(&mut self, revision: &Revision) -> Result<(), SyncError> {
+    pub(super) fn revision(&mut self, revision: Revision) -> Result<(), SyncError> {
         let arrived = Instant::now();
+        let number = revision.revision;
         let result = self.apply_revision(revision);
         match &result {
             Ok(()) => {
                 self.hold();
                 self.shared.metrics.apply.observe(arrived.elapsed().as_secs_f64());
                 self.holding.apply_micros = u64::try_from(arrived.elapsed().as_micros()).unwrap_or(u64::MAX);
-                tracing::debug!(
-                    revision = revision.revision,
-                    micros = self.holding.apply_micros,
-                    "in force"
-                );
+                tracing::debug!(revision = number, micros = self.holding.apply_micros, "in force");
             }
             Err(error) => {
-                tracing::warn!(revision = revision.revision, "not in force: {error}");
+                tracing::warn!(revision = number, "not in force: {error}");
                 self.holding.error = error.to_string();
             }
         }
@@ -58,13 +55,15 @@ impl Sync {
         self.holding.error.clear();
     }
 
-    fn apply_revision(&mut self, revision: &Revision) -> Result<(), SyncError> {
+    fn apply_revision(&mut self, mut revision: Revision) -> Result<(), SyncError> {
         if self.broken.is_some() {
             self.repair()?;
         }
         let mut whole = State::default();
         let digest = if revision.snapshot {
-            whole.apply(revision.delta.clone()).map_err(PlanError::from)?;
+            whole
+                .apply(std::mem::take(&mut revision.delta))
+                .map_err(PlanError::from)?;
             StateDigest::of(&whole)
         } else {
             self.digest.after(self.planner.state(), &revision.delta)
@@ -73,31 +72,27 @@ impl Sync {
             let (wanted, found) = (revision.state_digest.short(), digest.digest().short());
             return Err(SyncError::Digest { wanted, found });
         }
-        let before = self.store_base(revision);
-        let (ops, renamed) = self.plan(revision, &whole)?;
+        let ops = self.plan(&revision, &whole)?;
         self.digest = digest;
         self.wanted = Some((revision.revision, revision.state_digest));
-        if let Err(error) = self.store.keep(revision, &before) {
+        if let Err(error) = self.store.keep(&revision, self.planner.state()) {
             tracing::warn!("{error}");
         }
         // The first state is what an earlier agent's records are about.
         let since = if self.planned { clock::boot() } else { 0 };
-        self.shared.names.change(&renamed, since);
+        self.shared.names.change(&self.planner.state().bindings, since);
         self.carry_out(ops)?;
         self.attach_devices()
     }
 
-    /// Plans a revision, `whole` being its state when it is a snapshot; gives the bindings it changes as well. On an error
-    /// everything is as before.
-    fn plan(&mut self, revision: &Revision, whole: &State) -> Result<(Vec<MapOp>, Delta), SyncError> {
+    /// Plans a revision, `whole` being its state when it is a snapshot. On an error everything is as before.
+    fn plan(&mut self, revision: &Revision, whole: &State) -> Result<Vec<MapOp>, SyncError> {
         let now = Instant::now();
-        let renamed = if revision.snapshot {
+        if revision.snapshot {
             self.endpoints.replace(whole, now);
-            Delta::between(self.planner.state(), whole)
         } else {
             self.endpoints.change(&revision.delta, now);
-            revision.delta.clone()
-        };
+        }
         self.open_adoption();
         let local = self.endpoints.local();
         let planned = if revision.snapshot {
@@ -105,22 +100,10 @@ impl Sync {
         } else {
             self.planner.plan_delta(&revision.delta, &local)
         };
-        match planned {
-            Ok(ops) => Ok((ops, renamed)),
-            Err(error) => {
-                self.endpoints.replace(self.planner.state(), now);
-                Err(error.into())
-            }
-        }
-    }
-
-    /// The state a difference on disk has to be a difference to, where the file is to be written anew.
-    fn store_base(&self, revision: &Revision) -> State {
-        if self.store.appends(revision) {
-            State::default()
-        } else {
-            self.planner.state().clone()
-        }
+        planned.map_err(|error| {
+            self.endpoints.replace(self.planner.state(), now);
+            error.into()
+        })
     }
 
     /// Makes a whole state true.

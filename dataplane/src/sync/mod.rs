@@ -252,7 +252,7 @@ impl Sync {
                 .fold(self.endpoints.next_look(), Instant::min);
             match inputs.recv_timeout(next.saturating_duration_since(now)) {
                 Ok(Input::Revision { revision, reply }) => {
-                    let result = self.revision(&revision);
+                    let result = self.revision(*revision);
                     self.publish();
                     // Whoever asked may have gone: the stream broke. The kernel holds it all the same.
                     drop(reply.send(result));

@@ -131,7 +131,7 @@ fn current(state: &State, name: &ResourceName) -> Option<Vec<Resource>> {
 }
 
 /// Whose the addresses were that a delta's inverse binds again.
-pub(crate) fn owners(undo: &Delta) -> BTreeMap<(Zone, IpAddr), WorkloadKey> {
+pub(crate) fn owners(undo: &Delta) -> BTreeMap<(Zone, IpAddr), Arc<WorkloadKey>> {
     let bindings = undo.upserts.iter().filter_map(|resource| match resource {
         Resource::Binding(zone, address, binding) => Some(((*zone, *address), binding.name.clone())),
         _ => None,

@@ -20,7 +20,7 @@ use super::{
 use crate::{digest::Digest, intern::Name, model::WorkloadKey};
 
 /// Who had an address before the plan, if that is known.
-pub(crate) type Owner<'a> = &'a dyn Fn(crate::model::Zone, std::net::IpAddr) -> Option<WorkloadKey>;
+pub(crate) type Owner<'a> = &'a dyn Fn(crate::model::Zone, std::net::IpAddr) -> Option<std::sync::Arc<WorkloadKey>>;
 
 /// An endpoint that changes.
 #[derive(Clone, Copy, Debug)]

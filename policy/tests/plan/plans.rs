@@ -105,7 +105,7 @@ fn binding(number: usize, identity: usize) -> Binding {
         peer: peer(identity),
         kind,
         image_class: 0,
-        name: key(number),
+        name: Arc::new(key(number)),
         node: Some(node.into()),
     }
 }

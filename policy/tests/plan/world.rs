@@ -381,7 +381,7 @@ fn binding_of(address: IpAddr, number: usize, image_class: u32) -> Binding {
         peer,
         kind,
         image_class,
-        name,
+        name: Arc::new(name),
         node: Some("there".into()),
     }
 }

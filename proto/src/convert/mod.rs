@@ -12,7 +12,9 @@ use thiserror::Error;
 pub use name::{address_from_bytes, address_to_bytes, digest_from_bytes};
 pub use rule::RuleTable;
 
-pub(crate) use resource::{resource_from_wire, resource_name_from_wire, resource_name_to_wire, resource_to_wire};
+pub(crate) use resource::{
+    Shared, resource_from_wire, resource_name_from_wire, resource_name_to_wire, resource_to_wire,
+};
 pub(crate) use rule::{port_set_from_wire, port_set_to_wire, rule_name_from_wire};
 
 /// A message that does not mean anything: which field, and why.

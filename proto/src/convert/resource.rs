@@ -1,9 +1,12 @@
 //! Resources and their names on the wire.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use bulkhead_policy::{
-    model::Attachment,
+    model::{Attachment, WorkloadKey},
     state::{AddressKind, Binding, Endpoint, Identity, Network, PortSet, Resource, ResourceName},
 };
 
@@ -32,8 +35,8 @@ pub(crate) fn resource_to_wire(resource: &Resource, port_set: impl FnOnce(&Arc<P
             }
             .into(),
             image_class: binding.image_class,
-            name: Some((&binding.name).into()),
-            node: binding.node.clone(),
+            name: Some((&*binding.name).into()),
+            node: binding.node.as_deref().map(str::to_owned),
         }),
         Resource::Network(zone, prefix, network) => Wire::Network(v1::Network {
             prefix: Some(zoned_prefix_to_wire(*zone, *prefix)),
@@ -69,15 +72,46 @@ pub(crate) fn resource_to_wire(resource: &Resource, port_set: impl FnOnce(&Arc<P
     v1::Resource { resource: Some(wire) }
 }
 
-/// `port_sets` is the chunk's table.
-pub(crate) fn resource_from_wire(wire: v1::Resource, port_sets: &[Arc<PortSet>]) -> Result<Resource, WireError> {
+/// Names that were read already: what many bindings say is kept once.
+#[derive(Default, Debug)]
+pub(crate) struct Shared {
+    workloads: HashSet<Arc<WorkloadKey>>,
+    nodes: HashSet<Arc<str>>,
+}
+
+impl Shared {
+    fn workload(&mut self, key: WorkloadKey) -> Arc<WorkloadKey> {
+        if let Some(known) = self.workloads.get(&key) {
+            return Arc::clone(known);
+        }
+        let new = Arc::new(key);
+        self.workloads.insert(Arc::clone(&new));
+        new
+    }
+
+    fn node(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.nodes.get(name) {
+            return Arc::clone(known);
+        }
+        let new: Arc<str> = name.into();
+        self.nodes.insert(Arc::clone(&new));
+        new
+    }
+}
+
+/// `port_sets` is the chunk's table, `shared` the revision's.
+pub(crate) fn resource_from_wire(
+    wire: v1::Resource,
+    port_sets: &[Arc<PortSet>],
+    shared: &mut Shared,
+) -> Result<Resource, WireError> {
     use v1::resource::Resource as Wire;
     match required("resource", wire.resource)? {
         Wire::Identity(identity) => {
             let name = digest_from_bytes("name", &identity.name).inside("identity")?;
             Ok(Resource::Identity(name, Arc::new(Identity { atoms: identity.atoms })))
         }
-        Wire::Binding(wire) => binding(wire).inside("binding"),
+        Wire::Binding(wire) => binding(wire, shared).inside("binding"),
         Wire::Network(wire) => network(wire).inside("network"),
         Wire::Ruleset(ruleset) => {
             let name = digest_from_bytes("name", &ruleset.name).inside("ruleset")?;
@@ -92,7 +126,7 @@ pub(crate) fn resource_from_wire(wire: v1::Resource, port_sets: &[Arc<PortSet>])
     }
 }
 
-fn binding(wire: v1::Binding) -> Result<Resource, WireError> {
+fn binding(wire: v1::Binding, shared: &mut Shared) -> Result<Resource, WireError> {
     let (zone, address) = zoned_address(&required("address", wire.address)?).inside("address")?;
     let kind = match v1::AddressKind::try_from(wire.kind) {
         Ok(v1::AddressKind::Pod) => AddressKind::Pod,
@@ -106,8 +140,8 @@ fn binding(wire: v1::Binding) -> Result<Resource, WireError> {
         peer: peer(wire.peer).inside("peer")?,
         kind,
         image_class: wire.image_class,
-        name: required("name", wire.name)?.into(),
-        node: wire.node,
+        name: shared.workload(required("name", wire.name)?.into()),
+        node: wire.node.map(|node| shared.node(&node)),
     };
     Ok(Resource::Binding(zone, address, binding))
 }

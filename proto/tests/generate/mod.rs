@@ -171,8 +171,8 @@ fn binding() -> impl Strategy<Value = Binding> {
         peer,
         kind,
         image_class,
-        name,
-        node,
+        name: Arc::new(name),
+        node: node.map(Arc::from),
     })
 }
 
