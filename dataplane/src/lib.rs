@@ -19,6 +19,7 @@ mod gate;
 mod ground;
 mod health;
 pub mod kernel;
+mod memory;
 mod metrics;
 mod names;
 mod options;

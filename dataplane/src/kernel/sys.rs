@@ -1,5 +1,5 @@
 //! bpf(2) by hand: the commands aya has no call for (batches, links by device index, facts about a descriptor). One of
-//! the two places of this crate with `unsafe`; everything above it works on bytes of checked length.
+//! the three places of this crate with `unsafe`; everything above it works on bytes of checked length.
 #![expect(
     unsafe_code,
     reason = "the system call takes pointers; every one comes from a slice that outlives the call"

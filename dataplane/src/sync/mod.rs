@@ -43,6 +43,7 @@ use crate::{
     endpoints::{Devices, Endpoints, Pod, Pods},
     ground::Ground,
     kernel::KernelError,
+    memory,
     metrics::Metrics,
     names::{DeviceNames, Names},
     store::{Store, Stored},
@@ -216,6 +217,7 @@ impl Sync {
             Err(error) => tracing::warn!("{error}"),
         }
         sync.publish();
+        memory::give_back();
         Ok(sync)
     }
 
@@ -252,10 +254,14 @@ impl Sync {
                 .fold(self.endpoints.next_look(), Instant::min);
             match inputs.recv_timeout(next.saturating_duration_since(now)) {
                 Ok(Input::Revision { revision, reply }) => {
+                    let large = revision.snapshot;
                     let result = self.revision(*revision);
                     self.publish();
                     // Whoever asked may have gone: the stream broke. The kernel holds it all the same.
                     drop(reply.send(result));
+                    if large {
+                        memory::give_back();
+                    }
                 }
                 Ok(Input::Links) => self.look(true),
                 Ok(Input::Pods(running)) => self.change_pods(|pods| pods.list(running)),
