@@ -276,9 +276,9 @@ pub fn encode_snapshot(revision: u64, state_digest: Digest, state: &State) -> Re
         chunks,
         ..v1::Update::default()
     };
-    messages
-        .iter_mut()
-        .for_each(|message| message.extend(count.encode_to_vec()));
+    for message in &mut messages {
+        message.extend(count.encode_to_vec());
+    }
     Ok(messages)
 }
 
