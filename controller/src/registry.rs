@@ -253,6 +253,11 @@ impl Registry {
         self.changed.subscribe()
     }
 
+    /// True while the node is connected here.
+    pub(crate) fn serves(&self, node: &str) -> bool {
+        self.lock().get(node).is_some_and(|record| record.connected)
+    }
+
     /// The nodes of this replica as they are now.
     pub(crate) fn own(&self) -> BTreeMap<String, NodeRecord> {
         self.lock().clone()

@@ -76,6 +76,7 @@ pub async fn run(config: Config, log_level: Option<Level>, shutdown: impl Future
     let service = Service {
         registry: Registry::default(),
         engine: inputs.clone(),
+        board: replicas::Board::default(),
         worlds,
         stop: stopped.clone(),
         about: Arc::new(about),

@@ -14,6 +14,7 @@ use crate::{
     engine::Input,
     metrics::Metrics,
     registry::Registry,
+    replicas::Board,
     session::Session,
     status,
     tls::{
@@ -35,6 +36,8 @@ const NODE_NAME_MAX: usize = 253;
 pub(crate) struct Service {
     pub(crate) registry: Registry,
     pub(crate) engine: mpsc::Sender<Input>,
+    /// What nodes announce, for other replicas.
+    pub(crate) board: Board,
     pub(crate) worlds: watch::Receiver<Arc<World>>,
     pub(crate) stop: watch::Receiver<bool>,
     pub(crate) about: Arc<status::About>,

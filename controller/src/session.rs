@@ -15,8 +15,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Status, Streaming};
 
 use crate::{
-    engine::Input, metrics::Metrics, part::Part, registry::Seat, service::Service, tls::standing::Standing,
-    world::World,
+    engine::Input, metrics::Metrics, part::Part, registry::Seat, replicas::Posted, service::Service,
+    tls::standing::Standing, world::World,
 };
 
 /// First wait before an update the node refused is sent again; doubled up to [`RETRY_MAX`].
@@ -41,6 +41,7 @@ struct InFlight {
 pub(crate) struct Session {
     seat: Seat,
     engine: mpsc::Sender<Input>,
+    announced: Posted,
     metrics: Metrics,
     worlds: watch::Receiver<Arc<World>>,
     outbound: Outbound,
@@ -74,6 +75,7 @@ impl Session {
         Self {
             seat,
             engine: service.engine.clone(),
+            announced: Posted::new(&service.board, &hello.node),
             metrics: service.metrics.clone(),
             worlds,
             outbound,
@@ -309,6 +311,7 @@ impl Session {
     async fn announced(&mut self, announcement: v1::Announcement) -> Result<(), Status> {
         let (answer, answered) = oneshot::channel();
         let node = self.seat.node().to_owned();
+        self.announced.put_up(announcement.clone());
         let shuts_down = |()| Status::unavailable("the controller shuts down");
         let input = Input::Announce {
             node,

@@ -7,6 +7,7 @@ mod support;
 
 use std::{ffi::OsString, net::TcpListener, time::Duration};
 
+use bulkhead_proto::v1::{self, node_message};
 use cluster::{Cluster, DEADLINE, admin_policy, pod, policy};
 use serde_json::{Value, json};
 use support::{Controller, Node};
@@ -121,18 +122,61 @@ async fn conditions_say_where_a_policy_is_enforced() {
     assert_ne!(object["metadata"]["resourceVersion"], written);
 }
 
+/// A controller that others reach.
+async fn replica(cluster: &Cluster) -> Controller {
+    let mut arguments = arguments(cluster);
+    arguments.extend(["--listen-tls", &free(), "--advertise-address", "127.0.0.1"].map(Into::into));
+    Controller::start_with(arguments).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_announces_is_known_to_nodes_of_both_replicas_before_the_api_says_it() {
+    let Some(cluster) = Cluster::start().await else { return };
+    cluster.namespace("shop").await;
+    cluster.create(pod("web", "n1", &[])).await;
+    cluster.create(pod("db", "n2", &[])).await;
+    let (mut one, mut two) = (replica(&cluster).await, replica(&cluster).await);
+    let (mut first, mut second) = (Node::connect(&one, "n1").await, Node::connect(&two, "n2").await);
+    // One of them writes status and one does not: both ways.
+    for (node, name, address) in [(&first, "web", [10, 0, 1, 7]), (&second, "db", [10, 0, 2, 7])] {
+        let uid = cluster.get("Pod", "shop", name).await.unwrap()["metadata"]["uid"].clone();
+        let endpoint = v1::AnnouncedEndpoint {
+            workload: Some(v1::WorkloadName {
+                namespace: "shop".into(),
+                name: name.into(),
+            }),
+            pod_uid: uid.as_str().unwrap().to_owned(),
+            addresses: vec![address.to_vec()],
+            assigned: true,
+            ..v1::AnnouncedEndpoint::default()
+        };
+        node.send(node_message::Message::Announcement(v1::Announcement {
+            endpoints: vec![endpoint],
+            node_addresses: Vec::new(),
+        }))
+        .await;
+    }
+    let both = |node: &Node| {
+        let bound = |name: &str| node.state.bindings.values().any(|binding| binding.name.name == name);
+        bound("web") && bound("db")
+    };
+    let (first_knows, second_knows) = (first.update_until(both), second.update_until(both));
+    tokio::join!(first_knows, second_knows);
+    for name in ["web", "db"] {
+        let pod = cluster.get("Pod", "shop", name).await.unwrap();
+        assert_eq!(pod["status"]["podIP"], Value::Null);
+    }
+    one.stop().await;
+    two.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nodes_of_the_other_replica_hold_is_in_the_status() {
     let Some(cluster) = Cluster::start().await else { return };
     cluster.namespace("shop").await;
     cluster.create(pod("web", "n1", &["10.0.1.1"])).await;
     cluster.create(pod("db", "n2", &["10.0.2.1"])).await;
-    let replica = async || {
-        let mut arguments = arguments(&cluster);
-        arguments.extend(["--listen-tls", &free(), "--advertise-address", "127.0.0.1"].map(Into::into));
-        Controller::start_with(arguments).await
-    };
-    let (mut one, mut two) = (replica().await, replica().await);
+    let (mut one, mut two) = (replica(&cluster).await, replica(&cluster).await);
     let mut policy = admin_policy("all", 7);
     policy["spec"]["subject"] = json!({"namespaces": {}});
     cluster.created_when_possible(policy, DEADLINE).await;

@@ -1,13 +1,17 @@
-//! Reports to the replica that writes status, whichever that is.
+//! Reports to the replica that writes status, whichever that is, and takes its news.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use bulkhead_proto::v1::{self, replica_service_client::ReplicaServiceClient};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
 
-use super::compose::Told;
+use super::{
+    board::{Reader, learn},
+    compose::Told,
+};
 use crate::{
     registry::Registry,
     service::Service,
@@ -60,6 +64,7 @@ async fn another(mut leader: watch::Receiver<Option<SocketAddr>>, address: Socke
 async fn report(from: &From, service: &Service, address: SocketAddr, complained: &mut bool) -> Result<()> {
     let mut client = ReplicaServiceClient::new(dial::channel(from, address).await?);
     let (reports, outbound) = mpsc::channel(OUTBOUND);
+    let announcing = announce(reports.clone(), &service.about.instance, service.board.reader());
     let telling = tell(
         reports,
         service.about.instance.clone(),
@@ -67,14 +72,40 @@ async fn report(from: &From, service: &Service, address: SocketAddr, complained:
         service.registry.clone(),
     );
     let streaming = async {
-        let ended = client.report(ReceiverStream::new(outbound)).await;
-        ended.map_err(|status| anyhow::anyhow!("{}", status.message()))
+        let mut news = client.report(ReceiverStream::new(outbound)).await?.into_inner();
+        while let Some(news) = news.message().await? {
+            for told in news.announcements {
+                learn(&service.registry, &service.engine, told).await;
+            }
+        }
+        Ok::<(), Status>(())
     };
     tracing::info!(%address, "telling the replica that writes status what our nodes hold");
     *complained = false;
     tokio::select! {
-        ended = streaming => ended.context("the stream of reports").map(drop),
+        ended = streaming => match ended {
+            Ok(()) => bail!("the other replica ended the stream"),
+            Err(status) => bail!("the stream of reports: {}", status.message()),
+        },
+        () = announcing => bail!("the stream of reports is closed"),
         () = telling => bail!("there is nothing to report any more"),
+    }
+}
+
+/// Sends what our nodes announce, at once: somewhere a pod is about to start.
+async fn announce(reports: mpsc::Sender<v1::ReplicaReport>, instance: &str, mut board: Reader) {
+    loop {
+        for announcements in board.news(|by| by.is_none()).await {
+            let report = v1::ReplicaReport {
+                instance: instance.to_owned(),
+                announcements,
+                ..v1::ReplicaReport::default()
+            };
+            if reports.send(report).await.is_err() {
+                // The stream has failed; the other half says why.
+                return std::future::pending().await;
+            }
+        }
     }
 }
 

@@ -9,11 +9,14 @@ use bulkhead_proto::{
     convert::digest_from_bytes,
     v1::{self, replica_service_server::ReplicaService},
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::board::{Board, Reader, learn};
 use crate::{
-    registry::{NODES_MAX, NodeRecord, Registry, Replica},
+    engine::Input,
+    registry::{NODES_MAX, NodeRecord, Registry, Replica, Reports},
     session::raised,
     tls::{
         connection::{Caller, caller, refused},
@@ -21,6 +24,8 @@ use crate::{
     },
 };
 
+/// News waiting for the transport.
+const OUTBOUND: usize = 2;
 /// Versions of policies remembered of a replica.
 const VERSIONS_MAX: usize = 200_000;
 
@@ -28,13 +33,23 @@ const VERSIONS_MAX: usize = 200_000;
 #[derive(Clone, Debug)]
 pub(crate) struct Take {
     pub(crate) registry: Registry,
+    pub(crate) engine: mpsc::Sender<Input>,
+    pub(crate) board: Board,
     pub(crate) trusted: Trusted,
     pub(crate) stop: watch::Receiver<bool>,
 }
 
+/// Where news goes.
+type News = mpsc::Sender<Result<v1::ReplicaNews, Status>>;
+
 #[tonic::async_trait]
 impl ReplicaService for Take {
-    async fn report(&self, request: Request<Streaming<v1::ReplicaReport>>) -> Result<Response<v1::ReportEnd>, Status> {
+    type ReportStream = ReceiverStream<Result<v1::ReplicaNews, Status>>;
+
+    async fn report(
+        &self,
+        request: Request<Streaming<v1::ReplicaReport>>,
+    ) -> Result<Response<Self::ReportStream>, Status> {
         let trust_domain = self.trusted.borrow().as_ref().map(|trust| trust.trust_domain().clone());
         let replica = match caller(&request, trust_domain.as_ref())? {
             Caller::Controller(replica) => replica,
@@ -47,29 +62,71 @@ impl ReplicaService for Take {
         };
         let remote = replica.remote;
         let lapsed = replica_lapsed(replica, self.trusted.clone());
-        tokio::pin!(lapsed);
-        let mut inbound = request.into_inner();
+        let (news, stream) = mpsc::channel(OUTBOUND);
+        let take = self.clone();
+        let inbound = request.into_inner();
+        // Ends with the stream or at shutdown.
+        drop(tokio::spawn(async move {
+            let ended = tokio::select! {
+                ended = take.serve(inbound, &news) => ended,
+                reason = lapsed => Err(refused(remote, &reason)),
+            };
+            if let Err(status) = ended {
+                drop(news.try_send(Err(status)));
+            }
+        }));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+impl Take {
+    /// Takes what one replica says and tells it what the others' nodes announce, until it leaves.
+    async fn serve(&self, mut inbound: Streaming<v1::ReplicaReport>, news: &News) -> Result<(), Status> {
         let mut stop = self.stop.clone();
-        let mut reports = None;
-        loop {
-            let report = tokio::select! {
-                report = inbound.message() => report?,
-                () = raised(&mut stop) => None,
-                reason = &mut lapsed => return Err(refused(remote, &reason)),
-            };
-            let Some(report) = report else {
-                return Ok(Response::new(v1::ReportEnd {}));
-            };
-            let reports = match &mut reports {
-                Some(reports) => reports,
-                none => {
-                    let begun = self.registry.reports_of(&report.instance);
-                    none.insert(begun.ok_or_else(|| Status::resource_exhausted("too many replicas report"))?)
-                }
-            };
-            let mut taken = Ok(());
-            reports.update(|replica| taken = take(replica, report));
-            taken?;
+        // Who it is stands in its first report.
+        let first = tokio::select! {
+            first = inbound.message() => first?,
+            () = raised(&mut stop) => None,
+        };
+        let Some(first) = first else { return Ok(()) };
+        let instance = first.instance.clone();
+        let reports = self.registry.reports_of(&instance);
+        let reports = reports.ok_or_else(|| Status::resource_exhausted("too many replicas report"))?;
+        let taking = async {
+            let mut report = Some(first);
+            while let Some(one) = report {
+                self.take(&reports, &instance, one).await?;
+                report = inbound.message().await?;
+            }
+            Ok(())
+        };
+        tokio::select! {
+            taken = taking => taken,
+            () = tell(self.board.reader(), &instance, news) => Ok(()),
+            () = raised(&mut stop) => Ok(()),
+        }
+    }
+
+    async fn take(&self, reports: &Reports, instance: &str, mut report: v1::ReplicaReport) -> Result<(), Status> {
+        for told in std::mem::take(&mut report.announcements) {
+            let (node, announcement) = (told.node.clone(), told.announcement.clone().unwrap_or_default());
+            if learn(&self.registry, &self.engine, told).await {
+                self.board.put_up(Some(instance), &node, announcement);
+            }
+        }
+        let mut taken = Ok(());
+        reports.update(|replica| taken = take(replica, report));
+        taken
+    }
+}
+
+/// Tells what is new of nodes that are not the replica's own, until it leaves.
+async fn tell(mut board: Reader, instance: &str, news: &News) {
+    loop {
+        for announcements in board.news(|by| by != Some(instance)).await {
+            if news.send(Ok(v1::ReplicaNews { announcements })).await.is_err() {
+                return;
+            }
         }
     }
 }

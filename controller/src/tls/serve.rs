@@ -110,6 +110,8 @@ pub(crate) async fn serve(
     tracing::info!(%address, trust_domain = %options.trust_domain, "serving nodes over TLS");
     let replicas = ReplicaServiceServer::new(Take {
         registry: service.registry.clone(),
+        engine: service.engine.clone(),
+        board: service.board.clone(),
         trusted: service.trusted.clone(),
         stop: stop.clone(),
     });

@@ -57,7 +57,12 @@ pub(crate) fn acceptance(arguments: &mut Arguments) -> Result<ExitCode> {
     };
     images::load(&cluster, &images::build_peer()?)?;
     // A scene alone is tried again and again on a cluster that is kept: it has Bulkhead by then.
-    let installed = ["--namespace", conformance::NAMESPACE, "get", "deployment/bulkhead-controller"];
+    let installed = [
+        "--namespace",
+        conformance::NAMESPACE,
+        "get",
+        "deployment/bulkhead-controller",
+    ];
     if only.is_none() || cluster.kubectl_ok(&installed).is_err() {
         conformance::deploy(&cluster)?;
     }
