@@ -84,6 +84,7 @@ pub async fn run(config: Config, log_level: Option<Level>, shutdown: impl Future
         trusted,
     };
     let (leader, leads) = watch::channel(None);
+    let (given_back, lease) = oneshot::channel();
     let nodes = over_tls(&config, (certificates, trust), cluster.as_ref(), &service, leads);
     let mut tasks = JoinSet::new();
     let health = report(
@@ -91,7 +92,7 @@ pub async fn run(config: Config, log_level: Option<Level>, shutdown: impl Future
         &service,
         cluster.clone(),
         &config,
-        leader,
+        (leader, stopped.clone(), given_back),
         (pulse, log_level),
     );
     health.start(&config, &stopped).await?;
@@ -118,7 +119,17 @@ pub async fn run(config: Config, log_level: Option<Level>, shutdown: impl Future
     }
     tracing::info!("shutting down; nodes keep enforcing what they hold");
     stop.send_replace(true);
-    if let Ok(served) = tokio::time::timeout(GRACE, &mut server).await {
+    end(&mut server, lease).await
+}
+
+/// Waits until the Lease is given back and the socket's streams have ended.
+async fn end(
+    server: impl Future<Output = Result<(), tonic::transport::Error>>,
+    lease: oneshot::Receiver<()>,
+) -> anyhow::Result<()> {
+    // Without a cluster there is none, and nobody to say so.
+    drop(tokio::time::timeout(GRACE, lease).await);
+    if let Ok(served) = tokio::time::timeout(GRACE, server).await {
         return served.context("closing the socket");
     }
     tracing::warn!("streams did not end within {} s", GRACE.as_secs());
@@ -192,7 +203,11 @@ fn report(
     service: &Service,
     cluster: Option<Client>,
     config: &Config,
-    leader: watch::Sender<Option<SocketAddr>>,
+    (leader, stop, given_back): (
+        watch::Sender<Option<SocketAddr>>,
+        watch::Receiver<bool>,
+        oneshot::Sender<()>,
+    ),
     (pulse, log_level): (Pulse, Option<Level>),
 ) -> Health {
     let (standing, standings) = watch::channel(Arc::default());
@@ -212,6 +227,8 @@ fn report(
             instance: service.about.instance.clone(),
             address: config.tls.advertised(),
             leader,
+            stop,
+            given_back,
         };
         let namespace = config.namespace.clone();
         tasks.spawn(kube_status::run(

@@ -1,5 +1,5 @@
-//! Which replica writes: the one that holds the Lease, which says where the others reach it. A holder that is not heard of for [`HELD`] has lost it, by each candidate's
-//! own clock, so that clocks need not agree.
+//! Which replica writes: the one that holds the Lease, which says where the others reach it. A holder that is not heard of for
+//! [`HELD`] has lost it, by each candidate's own clock, so that clocks need not agree; one that ends gives it back.
 
 use std::{
     net::SocketAddr,
@@ -12,17 +12,20 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{Api, Client, api::PostParams};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::MANAGER;
+use crate::session::raised;
 
 /// How long a Lease is held without being renewed; what the Lease says, in seconds.
 const HELD: Duration = Duration::from_secs(15);
 const HELD_SECONDS: i32 = 15;
 /// A holder that could not renew for so long stops writing, before another one begins.
 const GIVE_UP: Duration = Duration::from_secs(10);
-/// Between looks.
-const LOOK: Duration = Duration::from_secs(2);
+/// Between renewals.
+const RENEW: Duration = Duration::from_secs(2);
+/// Between looks of who does not hold it: without a leader, replicas do not know at once what each other's nodes announce.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Annotation of the Lease: where the holder takes reports of other replicas, ADDRESS:PORT.
 const ADDRESS: &str = "bulkhead.dev/address";
@@ -35,6 +38,10 @@ pub(crate) struct Identity {
     pub(crate) address: Option<SocketAddr>,
     /// Where the replica that writes is reached; `None` while that is us, or nobody, or it does not say.
     pub(crate) leader: watch::Sender<Option<SocketAddr>>,
+    /// The process ends.
+    pub(crate) stop: watch::Receiver<bool>,
+    /// Told when the Lease is given back, or was not held.
+    pub(crate) given_back: oneshot::Sender<()>,
 }
 
 /// What a candidate knows of the Lease.
@@ -49,8 +56,8 @@ struct Candidate {
     seen: Option<(String, Instant)>,
 }
 
-/// Tries to hold the Lease for ever; `lead` says whether this process does.
-pub(super) async fn run(client: Client, namespace: String, who: Identity, lead: watch::Sender<bool>) {
+/// Tries to hold the Lease until the process ends, and gives it back; `lead` says whether this process holds it.
+pub(super) async fn run(client: Client, namespace: String, mut who: Identity, lead: watch::Sender<bool>) {
     let mut candidate = Candidate {
         api: Api::namespaced(client, &namespace),
         identity: who.instance,
@@ -90,8 +97,18 @@ pub(super) async fn run(client: Client, namespace: String, who: Identity, lead: 
             };
             tracing::info!(identity = candidate.identity, "{said}");
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::select! {
+            () = tokio::time::sleep(if held { RENEW } else { LOOK }) => {}
+            () = raised(&mut who.stop) => break,
+        }
     }
+    if lead.send_replace(false)
+        && let Err(error) = candidate.give_back().await
+    {
+        tracing::warn!(%error, "the Lease {MANAGER} was not given back: another replica has it in {} s", HELD.as_secs());
+    }
+    // Nobody waits for it when the process ends for another reason.
+    who.given_back.send(()).ok();
 }
 
 impl Candidate {
@@ -119,6 +136,23 @@ impl Candidate {
         self.sign(&mut lease);
         // The version that was read goes with it: of two candidates one is refused.
         taken(self.api.replace(MANAGER, &PostParams::default(), &lease).await)
+    }
+
+    /// Leaves the Lease to whoever looks next.
+    async fn give_back(&self) -> kube::Result<()> {
+        let Some(mut lease) = self.api.get_opt(MANAGER).await? else {
+            return Ok(());
+        };
+        let Some(spec) = lease
+            .spec
+            .as_mut()
+            .filter(|spec| spec.holder_identity.as_ref() == Some(&self.identity))
+        else {
+            return Ok(());
+        };
+        spec.holder_identity = None;
+        lease.metadata.annotations.get_or_insert_default().remove(ADDRESS);
+        taken(self.api.replace(MANAGER, &PostParams::default(), &lease).await).map(drop)
     }
 
     /// Says where we are reached.

@@ -56,7 +56,10 @@ pub(crate) async fn run(
     let (lead, leads) = watch::channel(false);
     let identity = who.instance.clone();
     let election = election::run(client.clone(), namespace, who, lead);
-    tokio::join!(election, write(client, identity, standings, leads, metrics));
+    tokio::select! {
+        () = election => {}
+        () = write(client, identity, standings, leads, metrics) => {}
+    }
 }
 
 async fn write(

@@ -45,6 +45,10 @@ pub(super) fn reboot(cluster: &Cluster, _: &Options) -> Result<String> {
             "the server did not come back; {attempts} attempts of a stranger failed until now"
         );
         let address = bed.address("server")?;
+        if address.is_empty() {
+            // Its kubelet has just found the sandbox gone.
+            continue;
+        }
         attempts += 1;
         ensure!(
             !bed.reaches("stranger", &address)?,
