@@ -104,6 +104,11 @@ pub fn bytes(updates: &[v1::Update]) -> usize {
     updates.iter().map(prost::Message::encoded_len).sum()
 }
 
+/// Bytes that a node's announcement has on the wire between replicas, framing not included.
+pub fn announcement_bytes(announcement: &v1::NodeAnnouncement) -> usize {
+    announcement.encoded_len()
+}
+
 /// The chunk that is being filled.
 #[derive(Default)]
 struct Chunk {

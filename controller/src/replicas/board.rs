@@ -3,8 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use bulkhead_proto::v1;
-use prost::Message as _;
+use bulkhead_proto::{update::announcement_bytes, v1};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
@@ -147,7 +146,7 @@ fn messages(announcements: Vec<v1::NodeAnnouncement>) -> Vec<Vec<v1::NodeAnnounc
             messages.push(Vec::new());
             bytes = 0;
         }
-        bytes += announcement.encoded_len();
+        bytes += announcement_bytes(&announcement);
         if let Some(message) = messages.last_mut() {
             message.push(announcement);
         }
