@@ -8,6 +8,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod answer;
 mod bench;
 mod clock;
 mod packet;
@@ -15,7 +16,7 @@ mod stage;
 mod state;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use bulkhead_verdict::{decide, maps::Hook};
+use bulkhead_verdict::{decide, maps::Hook, reason::Reason};
 
 use crate::{packet::Skb, state::Kernel};
 
@@ -67,10 +68,16 @@ pub fn bench_mutate(context: TcContext) -> i32 {
 fn run(context: &TcContext, hook: Hook) -> i32 {
     // The array has the element; without one there is nowhere to judge, so nothing passes.
     let Some(scratch) = state::scratch() else { return SHOT };
-    if decide(&Skb::new(context), &Kernel, scratch, hook).reason.passes() {
+    let reason = decide(&Skb::new(context), &Kernel, scratch, hook).reason;
+    if reason.passes() {
+        if reason == Reason::Answer {
+            answer::unmark(context.skb.skb);
+        }
         NEXT
-    } else {
+    } else if scratch.answer().length() == 0 {
         SHOT
+    } else {
+        answer::send(context.skb.skb, scratch.answer(), hook)
     }
 }
 

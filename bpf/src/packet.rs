@@ -8,7 +8,7 @@ use bulkhead_verdict::{
     maps::{Maps, Packet},
 };
 
-use crate::stage;
+use crate::{stage, state};
 
 /// Offsets are below this, so that the verifier knows a bound; headers never reach so far.
 const MAX_OFFSET: usize = 0x3fff;
@@ -100,6 +100,13 @@ impl Packet for Skb {
     fn ifindex(&self) -> u32 {
         // SAFETY: as in `bounds`.
         unsafe { (*self.buffer).ifindex }
+    }
+
+    #[inline(always)]
+    fn is_answer(&self) -> bool {
+        // SAFETY: as in `bounds`.
+        let mark = unsafe { (*self.buffer).mark };
+        mark != 0 && mark == state::answer_mark()
     }
 
     #[inline(always)]

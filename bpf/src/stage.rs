@@ -49,4 +49,5 @@ stages! {
     bk_guard = Guard;
     bk_open = Open;
     bk_record = Record;
+    bk_answer = Answer;
 }

@@ -13,8 +13,8 @@ use bulkhead_verdict::{
     Scratch,
     address::Address,
     layout::{
-        ADDRESSES, ALTERNATIVES, AddressEntry, AddressKey, Alternative, CONFIGS, CONFIRMED, Config, Counter, DENIES,
-        DEVICES, DenyEntry, DenyKey, ENDPOINTS, EVENTS_BYTES, EXPIRIES, EndpointWord, Event, FRAGMENTS, Flow, FlowKey,
+        ADDRESSES, ALTERNATIVES, ANSWERS, AddressEntry, AddressKey, Alternative, CONFIGS, CONFIRMED, Config, Counter, DENIES,
+        DEVICES, DenyEntry, DenyKey, ENDPOINTS, EPOCHS, EVENTS_BYTES, EXPIRIES, EndpointWord, Event, FRAGMENTS, Flow, FlowKey,
         FragmentEntry, FragmentKey, INTERNS, InternEntry, InternKey, LEASES, LeaseKey, NAMES, NETWORKS, NameKey,
         NetworkEntry, NetworkKey, PEER_EPOCHS, PortSet, RANGES, RULES, Range, RuleKey, STATS, TENTATIVE, Word, stat,
     },
@@ -55,14 +55,16 @@ static BK_TENTATIVE: LruHashMap<FlowKey, Flow, { TENTATIVE as usize }> = LruHash
 #[btf_map]
 static BK_FRAGMENT: LruHashMap<FragmentKey, FragmentEntry, { FRAGMENTS as usize }> = LruHashMap::new();
 #[btf_map]
+static BK_ANSWER: Array<u64, { ANSWERS as usize }> = Array::new();
+#[btf_map]
 static BK_DENY: HashMap<DenyKey, DenyEntry, { DENIES as usize }> = HashMap::new();
 #[btf_map]
 static BK_EVENT: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 static BK_STATS: PerCpuArray<Counter, { STATS as usize }> = PerCpuArray::new();
-/// Element 0: the global epoch.
+/// Element 0: the global epoch; element 1: the mark of answers, 0 = none are sent.
 #[btf_map]
-static BK_EPOCH: Array<u32, 1> = Array::new();
+static BK_EPOCH: Array<u32, { EPOCHS as usize }> = Array::new();
 #[btf_map]
 static BK_PEER_EPOCH: Array<u32, { PEER_EPOCHS as usize }> = Array::new();
 /// Element 0: events written on this CPU; element 1: flows opened on it.
@@ -85,6 +87,13 @@ pub(crate) fn scratch() -> Option<&'static mut Scratch> {
     // SAFETY: TCX programs run with bottom halves off and call no helper that runs another one, so on this CPU nobody
     // else holds the element. Zeroes, its first content, are a valid `Scratch`.
     BK_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+}
+
+/// The mark under which answers travel from one hook of a device to the other; 0 = none are sent.
+#[inline(always)]
+pub(crate) fn answer_mark() -> u32 {
+    // SAFETY: as for the epoch.
+    BK_EPOCH.get_ptr(1).map_or(0, |mark| unsafe { mark.read_volatile() })
 }
 
 /// Adds one to a number of this CPU and returns it.
@@ -238,6 +247,12 @@ impl Maps for Kernel {
     fn remove_flow(&self, key: &FlowKey) {
         let _confirmed = BK_CONFIRMED.remove(key);
         let _tentative = BK_TENTATIVE.remove(key);
+    }
+
+    #[inline(always)]
+    fn answers(&self, index: u32) -> Option<&Word<u64>> {
+        // SAFETY: an array's element lives as long as the map; a word of eight bytes is what it is.
+        BK_ANSWER.get_ptr(index).map(|word| unsafe { &*word.cast::<Word<u64>>() })
     }
 
     #[inline(always)]

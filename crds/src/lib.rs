@@ -14,6 +14,7 @@ pub mod cluster_network_policy;
 mod document;
 mod documents;
 mod facts;
+mod manner;
 mod manifests;
 pub mod network_policy;
 mod read;

@@ -22,6 +22,7 @@ use parts::{Parts, RuleParts};
 
 use crate::{
     cidr,
+    manner,
     facts::{is_port_name, parse_protocol, port_number},
     read::{Unknown, read},
     report::Report,
@@ -63,6 +64,7 @@ fn lower_parts(parts: &Parts, unknown: &Unknown, report: &mut Report<'_>) -> Opt
         );
     }
     let isolates = isolates(parts, report);
+    let manner = manner::of(parts.metadata.annotations.as_ref(), report);
     let subject = subject(parts, unknown, report);
     let context = Context {
         namespace: &namespace,
@@ -95,6 +97,7 @@ fn lower_parts(parts: &Parts, unknown: &Unknown, report: &mut Report<'_>) -> Opt
         }],
         isolates,
         mode: Mode::Enforce,
+        manner,
     })
 }
 

@@ -49,6 +49,10 @@ use crate::{cluster_network_policy::ClusterNetworkPolicyStatus as PolicyStatus, 
 pub struct SegmentPolicySpec {
     /// Whether its rules, and the isolation of what it selects, are enforced or only recorded as what would have happened.
     pub mode: Mode,
+    /// What who is denied by it is told, by its Deny rules and by its isolation: nothing, or that it is not allowed.
+    pub deny: Denial,
+    /// What becomes of live connections that it denies, or that it had allowed and no rule allows any more.
+    pub on_change: OnChange,
     /// The pods of the namespace it applies to; absent or empty means all of them.
     pub subject: SegmentSubject,
     /// Rules for what the pods receive. Present, even if empty: what no policy allows them to receive is denied.
@@ -101,6 +105,10 @@ pub struct ClusterSegmentPolicySpec {
     pub priority: Option<i32>,
     /// Whether its rules, and the isolation of what it selects, are enforced or only recorded as what would have happened.
     pub mode: Mode,
+    /// What who is denied by it is told, by its Deny rules and by its isolation: nothing, or that it is not allowed.
+    pub deny: Denial,
+    /// What becomes of live connections that it denies, or that it had allowed and no rule allows any more.
+    pub on_change: OnChange,
     /// The pods it applies to; empty means every pod.
     pub subject: ClusterSegmentSubject,
     /// Rules for what the pods receive. Without a tier, and present even if empty: what no policy allows them to receive is denied.
@@ -132,6 +140,30 @@ pub enum Mode {
     Enforce,
     /// It decides nothing; what it would have decided is recorded.
     Shadow,
+}
+
+/// What who is denied is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum Denial {
+    /// Nothing: a client waits until it gives up.
+    #[default]
+    Drop,
+    /// That it is not allowed, at once: TCP by a reset, UDP and ping by ICMP; at most 100 per second, pod and direction.
+    Reject,
+}
+
+/// What becomes of live connections that are no longer allowed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum OnChange {
+    /// They are cut at their next packet.
+    #[default]
+    Reevaluate,
+    /// They have five minutes to end by themselves.
+    Drain,
+    /// They may go on until they end.
+    Keep,
 }
 
 /// What a rule does with what it matches.

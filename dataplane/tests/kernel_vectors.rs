@@ -26,8 +26,8 @@ fn the_kernel_judges_as_the_host() {
     for vector in vectors::all() {
         if let Some(why) = vector.host_only {
             println!("host only: {}: {why}", vector.name);
-            for (sent, verdict) in vectors::run(&vector, None) {
-                on_host_only.note(&vector.world, &sent, verdict);
+            for judged in vectors::run(&vector, None) {
+                on_host_only.note(&vector.world, &judged.sent, judged.verdict);
             }
             told += 1;
             continue;
@@ -63,15 +63,17 @@ fn the_kernel_judges_as_the_host() {
 fn run(machine: &mut Machine, vector: &Vector, coverage: &mut Coverage) -> u64 {
     machine.fill(&vector.world);
     let on_host = vectors::run(vector, Some(true));
-    let mut expected = on_host.iter().map(|(_, verdict)| *verdict);
+    let mut expected = on_host.into_iter();
     let (mut packets, mut drops) = (0, 0);
     for step in &vector.steps {
         match step {
             Step::Change(change) => machine.change(change),
             Step::Packet(sent) => {
-                let verdict = machine.judge(sent.hook, sent.device, &sent.frame);
+                let (verdict, answer) = machine.judge(sent);
                 let place = format!("{}, packet {packets}", vector.name);
-                assert_eq!(Some(verdict), expected.next(), "{place}: kernel (left), host (right)");
+                let on_host = expected.next().unwrap();
+                assert_eq!(verdict, on_host.verdict, "{place}: kernel (left), host (right)");
+                assert_eq!(answer, on_host.answer, "{place}: what the kernel (left) and the host (right) answer");
                 assert_eq!(verdict, sent.expected, "{place}: kernel (left), expected (right)");
                 coverage.note(&vector.world, sent, verdict);
                 packets += 1;

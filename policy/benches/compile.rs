@@ -15,8 +15,7 @@ use bulkhead_policy::{
     model::{
         Action, Attachment, Direction, Event, LabelSelector, Labels, Match, Mode, NamedPort, NamespaceMatch, Object,
         Operator, Peer, PodMatch, Policy, PolicyKey, PolicyKind, PortMatch, Protocol, Requirement, Rule, Tier,
-        Workload, WorkloadKey, Zone,
-    },
+        Workload, WorkloadKey, Zone, Manner},
 };
 
 /// Every namespace has 20 workloads of 10 replicas; a policy lets one of them be reached by another and by a namespace.
@@ -191,6 +190,7 @@ fn policy(number: u32, namespaces: u32) -> Policy {
         subject: vec![pods(NamespaceMatch::Name(own), label("app", format!("app-{app}")))],
         isolates: BTreeSet::from([Direction::Ingress, Direction::Egress]),
         mode: Mode::Enforce,
+        manner: Manner::default(),
         ingress: vec![rule(0, vec![Peer::Pods(caller.clone()), Peer::Pods(elsewhere)])],
         egress: vec![rule(
             0,

@@ -206,7 +206,7 @@ impl State {
 mod tests {
     use super::*;
     use crate::{
-        model::{Builtin, Direction, RuleName},
+        model::{Builtin, Direction, Manner, RuleName},
         state::{Alternative, Decision, Identity, PeerId, PortSet, Range},
         table::Table,
     };
@@ -216,6 +216,7 @@ mod tests {
         let enforce = vec![Alternative {
             guard: None,
             decision,
+            manner: Manner::default(),
             rule,
         }];
         Arc::new(PortSet {

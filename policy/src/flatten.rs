@@ -3,7 +3,7 @@
 use bulkhead_verdict::{layout::MAX_ALTERNATIVES, port::Position};
 
 use crate::{
-    model::{Action, Builtin, Guard, Mode, RuleName, Tier},
+    model::{Action, Builtin, Guard, Manner, Mode, RuleName, Tier},
     state::{Alternative, Decision, PortSet, Range},
 };
 
@@ -23,6 +23,7 @@ pub(crate) struct LiveRule<'a> {
     pub(crate) action: Action,
     pub(crate) guard: Option<Guard>,
     pub(crate) mode: Mode,
+    pub(crate) manner: Manner,
     pub(crate) name: &'a RuleName,
     pub(crate) spans: Vec<Span>,
 }
@@ -30,8 +31,8 @@ pub(crate) struct LiveRule<'a> {
 /// The default-deny of the NetworkPolicy tier: of all policies, and of the enforced ones alone.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Isolation<'a> {
-    pub(crate) enforce: Option<&'a RuleName>,
-    pub(crate) shadow: Option<&'a RuleName>,
+    pub(crate) enforce: Option<(&'a RuleName, Manner)>,
+    pub(crate) shadow: Option<(&'a RuleName, Manner)>,
 }
 
 /// A port set, and the rules that did not fit in it.
@@ -80,7 +81,7 @@ pub(crate) fn uniform(decision: Decision, rule: RuleName) -> PortSet {
         ranges: vec![Range {
             low: Position::FIRST.0,
             high: Position::LAST.0,
-            enforce: vec![terminal(decision, rule)],
+            enforce: vec![terminal(decision, Manner::default(), rule)],
             shadow: Vec::new(),
         }],
     }
@@ -123,13 +124,14 @@ impl<'a> Hit<'a> {
         Alternative {
             guard: self.rule.guard,
             decision,
+            manner: self.rule.manner,
             rule: self.rule.name.clone(),
         }
     }
 }
 
 /// All tiers in order.
-fn ladder(hits: &[Hit<'_>], isolation: Option<&RuleName>) -> Vec<Alternative> {
+fn ladder(hits: &[Hit<'_>], isolation: Option<(&RuleName, Manner)>) -> Vec<Alternative> {
     let tier = |tier: Tier| {
         hits.iter()
             .copied()
@@ -139,7 +141,7 @@ fn ladder(hits: &[Hit<'_>], isolation: Option<&RuleName>) -> Vec<Alternative> {
     let below_admin = || match isolation {
         Some(default_deny) => union_of_allows(&tier(Tier::NetworkPolicy), default_deny),
         None => ordered(&tier(Tier::Baseline), &|| {
-            vec![terminal(Decision::Allow, default_allow())]
+            vec![terminal(Decision::Allow, Manner::default(), default_allow())]
         }),
     };
     ordered(&tier(Tier::Admin), &below_admin)
@@ -174,7 +176,7 @@ fn ordered(hits: &[Hit<'_>], below: &dyn Fn() -> Vec<Alternative>) -> Vec<Altern
 }
 
 /// The NetworkPolicy tier of an isolated pod. Deny rules, which no Kubernetes kind has there, go before the union.
-fn union_of_allows(hits: &[Hit<'_>], default_deny: &RuleName) -> Vec<Alternative> {
+fn union_of_allows(hits: &[Hit<'_>], (default_deny, manner): (&RuleName, Manner)) -> Vec<Alternative> {
     let mut list = Vec::new();
     for hit in hits.iter().filter(|hit| hit.rule.action == Action::Deny) {
         list.push(hit.alternative(Decision::Deny));
@@ -190,7 +192,7 @@ fn union_of_allows(hits: &[Hit<'_>], default_deny: &RuleName) -> Vec<Alternative
         list.push(always.alternative(Decision::Allow));
     } else {
         list.extend(allows().map(|hit| hit.alternative(Decision::Allow)));
-        list.push(terminal(Decision::Deny, default_deny.clone()));
+        list.push(terminal(Decision::Deny, manner, default_deny.clone()));
     }
     list
 }
@@ -203,7 +205,7 @@ fn both(first: &[Alternative], second: &[Alternative]) -> Alternative {
         (_, Some(second)) if second.decision == Decision::Deny => second,
         (Some(first), Some(_)) => first,
         // Lists are never empty; were one, nothing would be known to allow.
-        _ => terminal(Decision::Deny, default_allow()),
+        _ => terminal(Decision::Deny, Manner::default(), default_allow()),
     }
 }
 
@@ -211,13 +213,14 @@ fn both(first: &[Alternative], second: &[Alternative]) -> Alternative {
 pub(crate) fn certain(list: &[Alternative]) -> Option<Alternative> {
     let deny = list.iter().find(|alternative| alternative.decision == Decision::Deny);
     deny.or(list.last())
-        .map(|alternative| terminal(alternative.decision, alternative.rule.clone()))
+        .map(|alternative| terminal(alternative.decision, alternative.manner, alternative.rule.clone()))
 }
 
-fn terminal(decision: Decision, rule: RuleName) -> Alternative {
+fn terminal(decision: Decision, manner: Manner, rule: RuleName) -> Alternative {
     Alternative {
         guard: None,
         decision,
+        manner,
         rule,
     }
 }
@@ -233,7 +236,7 @@ fn bounded(mut list: Vec<Alternative>, cut: &mut Vec<RuleName>) -> Vec<Alternati
         list.truncate(limit);
         if let Some(last) = list.last_mut() {
             cut.push(last.rule.clone());
-            *last = terminal(Decision::Deny, last.rule.clone());
+            *last = terminal(Decision::Deny, last.manner, last.rule.clone());
         }
     }
     list

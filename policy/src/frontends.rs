@@ -17,7 +17,7 @@ use crate::{
     digest::Digest,
     flatten::certain,
     index::Place,
-    model::{Builtin, Direction, EndpointSlice, Guard, RuleName, Service, Side, WorkloadKey, Zone},
+    model::{Builtin, Direction, EndpointSlice, Guard, Manner, RuleName, Service, Side, WorkloadKey, Zone},
     program::span,
     recorder::Recorder,
     state::{AddressKind, Alternative, Binding, Decision, Identity, PeerId, PortSet, Range, Ruleset, State},
@@ -433,6 +433,7 @@ fn together(lists: &[&[Alternative]]) -> Vec<Alternative> {
     let mixed = || Alternative {
         guard: None,
         decision: Decision::Deny,
+        manner: Manner::default(),
         rule: RuleName::Builtin(Builtin::MixedBackends),
     };
     // Equal verdicts by different rules: the first rule in order lends its name.

@@ -359,6 +359,38 @@ pub struct Rule {
     pub mode: Mode,
 }
 
+/// What the sender of a packet that a Deny drops is told.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub enum Answer {
+    /// Nothing.
+    #[default]
+    Drop,
+    /// TCP gets a reset, UDP and ICMP queries "administratively prohibited"; some per second and endpoint.
+    Reject,
+}
+
+/// What becomes of a live connection that is no longer allowed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub enum OnChange {
+    /// Its next packet cuts it.
+    #[default]
+    Reevaluate,
+    /// It may end by itself within [`bulkhead_verdict::connection::DRAIN_TIME`], then it is cut.
+    Drain,
+    /// It may go on as long as it lives.
+    Keep,
+}
+
+/// How the verdicts of a policy are carried out.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct Manner {
+    /// What who is denied is told.
+    pub answer: Answer,
+    /// What becomes of live connections. It holds for what the policy denies; and for what it had allowed and is now denied by
+    /// nothing but the lack of a rule that allows it.
+    pub on_change: OnChange,
+}
+
 /// A direction, from the selected pod's view.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -464,6 +496,8 @@ pub struct Policy {
     pub isolates: BTreeSet<Direction>,
     /// Whether the isolation itself is enforced or shadow.
     pub mode: Mode,
+    /// How its verdicts are carried out.
+    pub manner: Manner,
     /// Rules for what the pods receive.
     pub ingress: Vec<Rule>,
     /// Rules for what the pods send.

@@ -13,7 +13,7 @@ use crate::{
     digest::Digest,
     identity::Bearer,
     model::{
-        Action, Direction, Guard, IcmpMessage, IcmpVersion, LabelSelector, Match, Mode, NamespaceMatch, Operator, Peer,
+        Action, Direction, Guard, IcmpMessage, IcmpVersion, LabelSelector, Manner, Match, Mode, NamespaceMatch, Operator, Peer,
         Policy, PortMatch, Protocol, Rule, RuleName, Tier,
     },
     prefix::canonical,
@@ -46,6 +46,7 @@ pub(crate) struct CompiledPolicy {
 pub(crate) struct Part {
     pub(crate) tier: Tier,
     pub(crate) mode: Mode,
+    pub(crate) manner: Manner,
     pub(crate) rules: Vec<CompiledRule>,
     /// Name of its default-deny; `None` outside the NetworkPolicy tier.
     pub(crate) isolation: Option<RuleName>,
@@ -273,6 +274,7 @@ impl<'a> Compiling<'a> {
         Some(Part {
             tier: policy.tier,
             mode: policy.mode,
+            manner: policy.manner,
             isolation,
             atoms: self.atoms,
             asks_addresses: self.asks_addresses,
@@ -439,6 +441,7 @@ fn part_digest(policy: &Policy, direction: Direction, rules: &[Rule]) -> Digest 
         policy.tier,
         policy.priority,
         policy.mode,
+        policy.manner,
     )
         .hash(&mut fields);
     (direction, rules).hash(&mut fields);

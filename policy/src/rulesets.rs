@@ -107,7 +107,7 @@ impl Program {
                 .parts
                 .iter()
                 .filter(move |part| !enforced_only || part.mode == Mode::Enforce);
-            parts.find_map(|part| part.isolation.as_ref())
+            parts.find_map(|part| Some((part.isolation.as_ref()?, part.manner)))
         };
         Isolation {
             enforce: first(true),
@@ -180,6 +180,7 @@ impl Program {
             action: rule.action,
             guard: rule.guard,
             mode: rule.mode,
+            manner: part.manner,
             name: &rule.name,
             spans: fixed.chain(named).collect(),
         }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     digest::Digest,
-    model::{Attachment, Direction, Guard, RuleName, WorkloadKey, Zone},
+    model::{Attachment, Direction, Guard, Manner, RuleName, WorkloadKey, Zone},
     table::Table,
 };
 
@@ -91,6 +91,8 @@ pub struct Alternative {
     pub guard: Option<Guard>,
     /// What it does.
     pub decision: Decision,
+    /// How.
+    pub manner: Manner,
     /// The rule it comes from.
     pub rule: RuleName,
 }

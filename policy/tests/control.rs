@@ -9,8 +9,7 @@ use bulkhead_policy::{
     compiler::{Compiler, ControlPlane},
     model::{
         Action, Attachment, Direction, Event, LabelSelector, Labels, Match, Mode, NamespaceMatch, Object, Peer,
-        PodMatch, Policy, PolicyKey, PolicyKind, Rule, Tier, Workload, WorkloadKey, Zone,
-    },
+        PodMatch, Policy, PolicyKey, PolicyKind, Rule, Tier, Workload, WorkloadKey, Zone, Manner},
     probe::{End, Probe},
     state::Decision,
     state_lookup::evaluate,
@@ -63,6 +62,7 @@ fn deny_all() -> Policy {
         subject: vec![everybody],
         isolates: BTreeSet::new(),
         mode: Mode::Enforce,
+        manner: Manner::default(),
         ingress: vec![rule.clone()],
         egress: vec![rule],
     }

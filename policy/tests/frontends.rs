@@ -13,8 +13,7 @@ use bulkhead_policy::{
     model::{
         Action, Attachment, Builtin, Direction, EndpointSlice, Event, LabelSelector, Labels, Match, Mode, NamedPort,
         NamespaceMatch, Object, Operator, Peer, PodMatch, Policy, PolicyKey, PolicyKind, PortMatch, Protocol,
-        Requirement, Rule, RuleName, Service, ServicePort, TargetPort, Tier, Workload, WorkloadKey, Zone,
-    },
+        Requirement, Rule, RuleName, Service, ServicePort, TargetPort, Tier, Workload, WorkloadKey, Zone, Manner},
     probe::{End, Probe},
     state::{AddressKind, Decision, State},
     state_lookup::evaluate,
@@ -178,6 +177,7 @@ fn client_to_web() -> Object {
         subject: vec![pods("client")],
         isolates: BTreeSet::from([Direction::Egress]),
         mode: Mode::Enforce,
+        manner: Manner::default(),
         ingress: Vec::new(),
         egress: vec![Rule {
             name: None,

@@ -262,6 +262,8 @@ fn a_port_set_that_leaves_a_position_undecided_is_refused() {
         guard,
         decision: 1,
         rule: 0,
+        answer: 0,
+        on_change: 0,
     };
     let until = Some(v1::Guard {
         guard: Some(v1::guard::Guard::Until(1)),

@@ -52,6 +52,16 @@ impl Address {
         u32::from_be(self.0[0]) >> 24 == 0xff
     }
 
+    /// True for an address of one host: neither multicast, nor IPv4's broadcast to all, nor unspecified.
+    #[inline(always)]
+    pub const fn is_unicast(&self) -> bool {
+        if self.is_v4() {
+            let first = u32::from_be(self.0[3]) >> 24;
+            return first != 0 && first < 224;
+        }
+        !self.is_multicast_v6() && !self.same(&Self::UNSPECIFIED)
+    }
+
     /// Slot of this address in the peer-epoch array; several addresses may share one, which only re-judges more flows.
     #[inline(always)]
     pub const fn epoch_slot(&self) -> u32 {

@@ -7,7 +7,7 @@ use crate::{
     Scratch,
     decide::{Stage, find, promote},
     flow,
-    layout::{Config, Flow, Side, Word, address_flag, config_flag, event_kind, guard, rule},
+    layout::{Config, DRAINING, Flow, Side, Word, action, address_flag, config_flag, event_kind, guard, rule},
     maps::{Maps, Packet},
     packet::{Headers, Role, tcp},
     policy::{self, Direction},
@@ -15,6 +15,9 @@ use crate::{
     reason::Reason,
     record,
 };
+
+/// How long a flow that is only allowed to end has for it, nanoseconds.
+pub const DRAIN_TIME: u64 = 300_000_000_000;
 
 /// Asks the rules about a packet, and opens, renews or cuts its flow.
 #[inline(always)]
@@ -122,6 +125,7 @@ pub(crate) fn ask<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratc
         question.shadow_rule = rule::NODE;
         question.shadow_drop = 0;
         question.guard = guard::NONE;
+        question.action = action::ALLOW;
         question.deadline = u64::MAX;
         return Reason::NodeTraffic;
     }
@@ -163,6 +167,10 @@ fn renew<M: Maps>(maps: &M, scratch: &mut Scratch, flow: &Flow) -> Reason {
     let lived = side.approval.get() != 0;
     scratch.record.flow = flow.id.get();
     if !answer.passes() {
+        if lived && spare(scratch, flow, index, answer) {
+            flow::touch(maps, flow, &scratch.headers, index, forward, &scratch.moment);
+            return Reason::Kept;
+        }
         if lived {
             side.approval.set(0);
             scratch.record.event = event_kind::CUT;
@@ -174,6 +182,7 @@ fn renew<M: Maps>(maps: &M, scratch: &mut Scratch, flow: &Flow) -> Reason {
         };
     }
     approve(scratch, side);
+    on_change(flow, index).set(scratch.question.action & (action::DRAIN | action::KEEP));
     let bit = 1 << index;
     let shadow = flow.shadow_drop.get() & !bit;
     flow.shadow_drop.set(if scratch.record.shadow_drop == 1 {
@@ -191,6 +200,52 @@ fn renew<M: Maps>(maps: &M, scratch: &mut Scratch, flow: &Flow) -> Reason {
         promote(maps, &scratch.key, flow);
     }
     if forward { answer } else { Reason::ReplyAllowed }
+}
+
+/// Lets a live flow that a rule denies go on, where its policy says so: with the approval it had, under the rule that gave it.
+///
+/// Not where anything but a rule refuses it, and not what another endpoint was approved for.
+#[inline(always)]
+fn spare(scratch: &mut Scratch, flow: &Flow, index: u8, answer: Reason) -> bool {
+    let (side, now) = (flow::side(flow, index), scratch.moment.now);
+    let marks = on_change(flow, index);
+    let mut says = scratch.question.action;
+    if says & action::DEFAULT != 0 {
+        says |= marks.get();
+    }
+    if answer != Reason::PolicyDenied
+        || side.ifindex.get() != scratch.moment.ifindex
+        || side.slot.get() != scratch.record.slot
+    {
+        return false;
+    }
+    let draining = marks.get() & DRAINING != 0;
+    scratch.question.deadline = if says & action::KEEP != 0 {
+        u64::MAX
+    } else if says & action::DRAIN == 0 {
+        return false;
+    } else if draining {
+        side.deadline.get()
+    } else {
+        now.saturating_add(DRAIN_TIME)
+    };
+    if now >= scratch.question.deadline {
+        return false;
+    }
+    if says & action::KEEP == 0 {
+        marks.set(marks.get() | DRAINING);
+    }
+    scratch.question.rule = side.rule.get();
+    scratch.question.shadow_rule = side.shadow_rule.get();
+    approve(scratch, side);
+    true
+}
+
+/// What a side of a flow remembers for the day it is no longer allowed.
+#[inline(always)]
+const fn on_change(flow: &Flow, index: u8) -> &Word<u8> {
+    let [initiator, responder] = &flow.on_change;
+    if index == 0 { initiator } else { responder }
 }
 
 /// Writes an approval. Invalid while its words change; see [`Side::approval`] for what holds it together.
@@ -229,9 +284,10 @@ pub(crate) fn open<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scrat
     let id = u64::from(cpu) << 48 | number & 0xffff_ffff_ffff;
     scratch.flow = Flow::default();
     approve(scratch, flow::side(&scratch.flow, index));
+    on_change(&scratch.flow, index).set(scratch.question.action & (action::DRAIN | action::KEEP));
     let (flow, record) = (&mut scratch.flow, &mut scratch.record);
     flow.id = Word::new(id);
-    flow.cpu = Word::new(cpu);
+    flow.cpu = Word::new((cpu & 0xffff) as u16);
     flow.first_seen = Word::new(maps.boot_time());
     flow.last_seen = Word::new(scratch.moment.now);
     flow.source_identity = Word::new(record.source_identity);

@@ -12,7 +12,7 @@
 use crate::{
     Scratch,
     address::Address,
-    connection,
+    answer, connection,
     flow::{self, Moment},
     layout::{Flow, FlowKey, config_flag, event_kind, rule},
     maps::{Hook, Maps, Packet},
@@ -62,6 +62,8 @@ pub enum Stage {
     Open,
     /// Writes events, denials and fragments.
     Record,
+    /// Writes the answer of a rule that rejects.
+    Answer,
 }
 
 impl Stage {
@@ -81,6 +83,7 @@ impl Stage {
             Self::Guard => policy::look(maps, &mut scratch.question),
             Self::Open => scratch.reason = connection::open(packet, maps, scratch),
             Self::Record => write_down(packet, maps, scratch),
+            Self::Answer => answer::write(packet, maps, scratch),
         }
     }
 }
@@ -92,6 +95,12 @@ pub fn decide<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch, h
     maps.count(hook, scratch.reason as u8, scratch.moment.length);
     if !scratch.reason.passes() || scratch.record.event != NO_EVENT || record::is_first_fragment(&scratch.headers) {
         packet.stage(maps, scratch, Stage::Record);
+    }
+    if !scratch.reason.passes() {
+        scratch.answer.clear();
+        if answer::wanted(scratch) {
+            packet.stage(maps, scratch, Stage::Answer);
+        }
     }
     Verdict {
         reason: scratch.reason,
@@ -210,6 +219,10 @@ pub(crate) fn promote<M: Maps>(maps: &M, key: &FlowKey, flow: &Flow) {
 /// Everything but the fast path.
 #[inline(always)]
 fn settle<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) -> Reason {
+    // No flow approves an answer: what it answers was refused.
+    if packet.is_answer() {
+        return Reason::Answer;
+    }
     let Some(slot) = maps.device(scratch.moment.ifindex) else {
         return Reason::UnknownEndpoint;
     };

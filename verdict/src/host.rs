@@ -5,7 +5,7 @@
 pub mod frame;
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::HashMap,
     net::IpAddr,
     rc::Rc,
@@ -18,7 +18,7 @@ use crate::{
     address::Address,
     decide,
     layout::{
-        ALTERNATIVES, AddressEntry, AddressKey, Alternative, CONFIGS, CONFIRMED, Config, Counter, DENIES, DenyEntry,
+        ALTERNATIVES, ANSWERS, AddressEntry, AddressKey, Alternative, CONFIGS, CONFIRMED, Config, Counter, DENIES, DenyEntry,
         DenyKey, ENDPOINTS, EXPIRIES, EndpointWord, Event, Flow, FlowKey, FragmentEntry, FragmentKey, LeaseKey,
         NameKey, NetworkEntry, NetworkKey, PEER_EPOCHS, PortSet, RANGES, Range, RuleKey, TENTATIVE, Word, stat,
     },
@@ -36,6 +36,8 @@ pub struct Slice<'a> {
     pub socket: bool,
     /// It carries a VLAN tag beside its bytes.
     pub tagged: bool,
+    /// The other hook wrote it as an answer.
+    pub answer: bool,
 }
 
 impl Packet for Slice<'_> {
@@ -55,6 +57,9 @@ impl Packet for Slice<'_> {
     }
     fn has_socket(&self) -> bool {
         self.socket
+    }
+    fn is_answer(&self) -> bool {
+        self.answer
     }
 }
 
@@ -182,6 +187,8 @@ pub struct MemMaps {
     pub sequence: Cell<u64>,
     /// Flows so far.
     pub opened: Cell<u64>,
+    /// ANSWERS, made at the first look.
+    answers: OnceCell<Vec<Word<u64>>>,
     /// What an unset element of CONFIG is.
     unset: Config,
 }
@@ -190,6 +197,16 @@ impl MemMaps {
     /// Judges a packet.
     pub fn decide(&self, hook: Hook, packet: &Slice<'_>) -> Verdict {
         decide(packet, self, &mut Scratch::new(), hook)
+    }
+
+    /// Judges a packet; with it the frame that is sent back in its place, empty = none.
+    pub fn decide_and_answer(&self, hook: Hook, packet: &Slice<'_>) -> (Verdict, Vec<u8>) {
+        let mut scratch = Scratch::new();
+        let verdict = decide(packet, self, &mut scratch, hook);
+        let mut frame: Vec<u8> = scratch.answer().words().iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let length = if verdict.reason.passes() { 0 } else { scratch.answer().length() };
+        frame.truncate(usize::try_from(length).unwrap_or(0));
+        (verdict, frame)
     }
 
     /// Judges a connection as if nothing had been said yet: its first packet, at one device. Known flows are forgotten.
@@ -212,6 +229,7 @@ impl MemMaps {
                 ifindex,
                 socket: probe.socket,
                 tagged: false,
+                answer: false,
             },
         )
     }
@@ -382,6 +400,11 @@ impl Maps for MemMaps {
     fn remove_flow(&self, key: &FlowKey) {
         self.confirmed.borrow_mut().remove(key);
         self.tentative.borrow_mut().remove(key);
+    }
+
+    fn answers(&self, index: u32) -> Option<&Word<u64>> {
+        let budgets = self.answers.get_or_init(|| (0..ANSWERS).map(|_| Word::default()).collect());
+        budgets.get(usize::try_from(index).ok()?)
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentEntry> {

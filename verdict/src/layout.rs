@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::address::Address;
 
 /// Layout version `major.minor`, part of the pin path. Major: an old agent's maps cannot be read. Minor: they can.
-pub const LAYOUT: &str = "1.0";
+pub const LAYOUT: &str = "2.0";
 
 /// log2 of the number of peer epochs.
 pub const PEER_EPOCH_BITS: u32 = 12;
@@ -47,6 +47,8 @@ pub const LEASES: u32 = 65_536;
 pub const EXPIRIES: u32 = 4_096;
 /// Learned addresses of names.
 pub const NAMES: u32 = 65_536;
+/// Budgets of answers: for each endpoint one per hook, `slot * 2 + hook`.
+pub const ANSWERS: u32 = ENDPOINTS * 2;
 /// Names behind interned numbers.
 pub const INTERNS: u32 = 524_288;
 /// Counters of STATS: for each hook 256, numbered by reason; the two highest are [`stat::LOST_EVENT`] and
@@ -54,6 +56,8 @@ pub const INTERNS: u32 = 524_288;
 pub const STATS: u32 = 512;
 /// Bytes of the event ring.
 pub const EVENTS_BYTES: u32 = 8 << 20;
+/// Elements of EPOCH: the global epoch, and the mark under which answers travel.
+pub const EPOCHS: u32 = 2;
 /// Bound on the binary search of a port set: a set has at most `2^MAX_SEARCH` ranges.
 pub const MAX_SEARCH: u32 = 16;
 /// Bound on the alternatives of one range.
@@ -101,8 +105,28 @@ pub mod rule {
 pub mod action {
     /// Let the flow live.
     pub const ALLOW: u8 = 1;
-    /// Drop without an answer.
+    /// Drop.
     pub const DENY: u8 = 2;
+    /// The bits that tell the two apart.
+    pub const VERDICT: u8 = 3;
+    /// With `DENY`: who sent the packet is told.
+    pub const REJECT: u8 = 4;
+    /// With `DENY`: for want of a rule that allows it, so what an earlier rule had allowed may end as that one's policy says.
+    pub const DEFAULT: u8 = 8;
+    /// Live flows may end by themselves: those this allowed (with `ALLOW`) or those this denies.
+    pub const DRAIN: u8 = 0x10;
+    /// They may go on.
+    pub const KEEP: u8 = 0x20;
+
+    /// `ALLOW` or `DENY`; `None` for what this build does not know.
+    #[inline(always)]
+    pub const fn verdict(action: u8) -> Option<u8> {
+        let known = match action & VERDICT {
+            ALLOW => VERDICT | DRAIN | KEEP,
+            _ => VERDICT | REJECT | DEFAULT | DRAIN | KEEP,
+        };
+        if action & !known == 0 { Some(action & VERDICT) } else { None }
+    }
 }
 
 /// Kinds of guard on an alternative.
@@ -586,9 +610,15 @@ pub struct Flow {
     /// The shadow verdict would have dropped it: bit 0 at the initiator's side, bit 1 at the responder's.
     pub shadow_drop: Word<u8>,
     /// CPU that opened it, with `id`.
-    pub cpu: Word<u32>,
+    pub cpu: Word<u16>,
+    /// [`action::DRAIN`] and [`action::KEEP`] of the alternative that allowed it, at the initiator's side and at the responder's;
+    /// with [`DRAINING`] while it is only allowed to end, until the side's deadline.
+    pub on_change: [Word<u8>; 2],
 }
 const _: () = assert!(size_of::<Flow>() == 152);
+
+/// In [`Flow::on_change`]: no rule allows it any more, and it has until the side's deadline to end.
+pub const DRAINING: u8 = 1;
 
 /// DENIES: one aggregated denial.
 #[derive(FromBytes, IntoBytes, KnownLayout, Default)]

@@ -12,7 +12,8 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::unreachable))]
 
 pub mod address;
-mod connection;
+pub mod answer;
+pub mod connection;
 pub mod decide;
 pub mod flow;
 #[cfg(any(test, feature = "host"))]

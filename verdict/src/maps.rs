@@ -10,7 +10,7 @@ use crate::{
     address::Address,
     layout::{
         AddressEntry, Alternative, Config, DenyEntry, DenyKey, EndpointWord, Event, Flow, FlowKey, FragmentEntry,
-        FragmentKey, LeaseKey, NameKey, NetworkEntry, PortSet, Range, RuleKey,
+        FragmentKey, LeaseKey, NameKey, NetworkEntry, PortSet, Range, RuleKey, Word,
     },
 };
 
@@ -38,6 +38,8 @@ pub trait Packet {
     fn ifindex(&self) -> u32;
     /// True when a local socket sent the packet (it was not forwarded).
     fn has_socket(&self) -> bool;
+    /// True when it is an [`crate::answer::Answer`] that the other hook of this device wrote.
+    fn is_answer(&self) -> bool;
     /// Runs a stage of the decision. The kernel makes each a function of its own, which its verifier checks once and
     /// not again for every way that leads there.
     #[inline(always)]
@@ -103,6 +105,9 @@ pub trait Maps {
     /// Removes a flow from both tables.
     fn remove_flow(&self, key: &FlowKey);
 
+    /// ANSWERS: until when the budget is used up, coarse `CLOCK_MONOTONIC`; `None` beyond the end.
+    fn answers(&self, index: u32) -> Option<&Word<u64>>;
+
     /// FRAGMENTS.
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentEntry>;
     /// Remembers a first fragment.
@@ -113,7 +118,7 @@ pub trait Maps {
     /// Adds an aggregated denial; false when DENIES is full.
     fn insert_denied(&self, key: &DenyKey, entry: &DenyEntry) -> bool;
     /// Adds to a counter that other CPUs add to as well.
-    fn add(&self, word: &crate::layout::Word<u64>, amount: u64);
+    fn add(&self, word: &Word<u64>, amount: u64);
     /// Writes an event: `fill` writes every field but `sequence` and `cpu`, which this sets (the next number of this
     /// CPU). A full ring loses it, which the gap in the numbers and [`crate::layout::stat::LOST_EVENT`] tell.
     fn emit(&self, hook: Hook, fill: impl FnOnce(&mut Event));

@@ -53,8 +53,8 @@ pub struct Question {
     pub shadow_drop: u8,
     /// Whether the guard of `alternative` holds.
     pub holds: u8,
-    /// Zero.
-    pub padding: u8,
+    /// [`action`] of the deciding alternative.
+    pub action: u8,
     /// The alternative in hand.
     pub alternative: Alternative,
     /// Index of the first alternative to look at.
@@ -162,6 +162,7 @@ fn search<M: Maps>(maps: &M, first: u32, count: u32, position: u32) -> Option<u3
 pub(crate) fn evaluate<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) -> Reason {
     scratch.question.rule = rule::NONE;
     scratch.question.guard = guard::NONE;
+    scratch.question.action = 0;
     let mut index = scratch.question.first;
     for _ in 0..MAX_ALTERNATIVES {
         if index == 0 {
@@ -177,9 +178,10 @@ pub(crate) fn evaluate<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut S
         if alternative.guard == guard::NONE || scratch.question.holds == holds::YES {
             scratch.question.rule = alternative.rule;
             scratch.question.guard = alternative.guard;
-            return match alternative.action {
-                action::ALLOW => Reason::Allowed,
-                action::DENY => Reason::PolicyDenied,
+            scratch.question.action = alternative.action;
+            return match action::verdict(alternative.action) {
+                Some(action::ALLOW) => Reason::Allowed,
+                Some(action::DENY) => Reason::PolicyDenied,
                 _ => Reason::UnknownAction,
             };
         }

@@ -49,6 +49,10 @@ reasons! {
     Fragment = 9, "fragment";
     /// A device of a pod that is not enforced (start gate open: a node that never had a snapshot).
     Unmanaged = 10, "unmanaged";
+    /// A packet of a live flow that a rule denies now, whose policy lets live flows end (`Drain`) or go on (`Keep`).
+    Kept = 11, "kept";
+    /// The answer of a rule that rejects, on its way to who was refused.
+    Answer = 12, "answer";
 
     // --- drops: policy ----------------------------------------------------------------------------------------
     /// A rule denies it, or an isolating policy's default-deny does; the rule id says which.

@@ -2,6 +2,7 @@
 
 use crate::{
     address::Address,
+    answer::Answer,
     flow::Moment,
     layout::{EndpointWord, Flow, FlowKey},
     maps::Hook,
@@ -23,6 +24,7 @@ pub struct Scratch {
     pub(crate) question: Question,
     pub(crate) record: Record,
     pub(crate) flow: Flow,
+    pub(crate) answer: Answer,
     /// The hook.
     pub(crate) hook: Hook,
     /// The endpoint word as it was read.
@@ -57,6 +59,7 @@ impl Scratch {
             question: Question::default(),
             record: Record::EMPTY,
             flow: Flow::default(),
+            answer: Answer::NONE,
             hook: Hook::FromPod,
             word: EndpointWord::default(),
             asked: Address::UNSPECIFIED,
@@ -73,6 +76,12 @@ impl Scratch {
 }
 
 impl Scratch {
+    /// What is to be sent in the packet's place; looked at only when that does not pass.
+    #[inline(always)]
+    pub const fn answer(&self) -> &Answer {
+        &self.answer
+    }
+
     /// The verdict that scratch memory read from the kernel (a per-CPU element of `BK_SCRATCH`) was left with; `None`
     /// when it is not of this build's size, or has a reason this build does not know.
     #[cfg(any(test, feature = "host"))]

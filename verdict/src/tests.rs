@@ -1,5 +1,6 @@
 //! Tests of the whole decision that are no vectors: what is written down, timers, checksums, properties.
 
+mod answers;
 mod properties;
 mod records;
 mod timers;
@@ -28,6 +29,7 @@ fn from(maps: &MemMaps, pod: u32, frame: &[u8]) -> Verdict {
             ifindex: pod,
             socket: false,
             tagged: false,
+            answer: false,
         },
     )
 }
@@ -41,6 +43,7 @@ fn to(maps: &MemMaps, pod: u32, frame: &[u8]) -> Verdict {
             ifindex: pod,
             socket: false,
             tagged: false,
+            answer: false,
         },
     )
 }

@@ -4,6 +4,7 @@
 //! Devices are small numbers, which the runner replaces by real ones; deadlines are [`Deadline`]s, which it replaces by
 //! values of its clock.
 
+mod answers;
 mod flows;
 mod packets;
 mod policies;
@@ -56,6 +57,8 @@ pub struct Sent {
     pub frame: Vec<u8>,
     /// A local socket sent it.
     pub socket: bool,
+    /// The other hook wrote it as an answer.
+    pub answer: bool,
     /// What is to become of it.
     pub expected: Verdict,
 }
@@ -115,6 +118,7 @@ pub fn all() -> Vec<Vector> {
     vectors.extend(packets::vectors());
     vectors.extend(policies::vectors());
     vectors.extend(flows::vectors());
+    vectors.extend(answers::vectors());
     vectors
 }
 
@@ -176,9 +180,9 @@ impl Coverage {
 
     /// Notes the alternative that decided.
     fn alternative(&mut self, alternative: &Alternative) {
-        self.add(match alternative.action {
-            crate::layout::action::ALLOW => "action allow".into(),
-            crate::layout::action::DENY => "action deny".into(),
+        self.add(match crate::layout::action::verdict(alternative.action) {
+            Some(crate::layout::action::ALLOW) => "action allow".into(),
+            Some(crate::layout::action::DENY) => "action deny".into(),
             _ => "action unknown".into(),
         });
         let kind = match (alternative.guard, alternative.side) {
@@ -249,13 +253,24 @@ fn put<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>, key: K, value: V) {
     map.insert(key, value);
 }
 
-/// Runs a vector on maps in memory; the verdict on each packet, in order.
-pub fn run(vector: &Vector, sockets: Option<bool>) -> Vec<(Sent, Verdict)> {
+/// What became of a packet.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    /// The packet.
+    pub sent: Sent,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The frame that is sent back in its place; empty = none.
+    pub answer: Vec<u8>,
+}
+
+/// Runs a vector on maps in memory: what became of each packet, in order.
+pub fn run(vector: &Vector, sockets: Option<bool>) -> Vec<Judged> {
     /// Host devices are numbered from here.
     const FIRST_DEVICE: u32 = 10;
     let ifindex = |device: u32| device.saturating_add(FIRST_DEVICE);
     let mut maps = vector.world.in_memory(ifindex);
-    let mut verdicts = Vec::new();
+    let mut judged = Vec::new();
     for step in &vector.steps {
         match step {
             Step::Change(change) => apply(&mut maps, change, ifindex),
@@ -265,12 +280,18 @@ pub fn run(vector: &Vector, sockets: Option<bool>) -> Vec<(Sent, Verdict)> {
                     ifindex: ifindex(sent.device),
                     socket: sockets.unwrap_or(sent.socket),
                     tagged: false,
+                    answer: sent.answer,
                 };
-                verdicts.push((sent.clone(), maps.decide(sent.hook, &packet)));
+                let (verdict, answer) = maps.decide_and_answer(sent.hook, &packet);
+                judged.push(Judged {
+                    sent: sent.clone(),
+                    verdict,
+                    answer,
+                });
             }
         }
     }
-    verdicts
+    judged
 }
 
 #[cfg(test)]
@@ -280,7 +301,7 @@ mod tests {
     #[test]
     fn every_packet_of_every_vector_is_judged_as_told() {
         for vector in all() {
-            for (number, (sent, verdict)) in run(&vector, None).into_iter().enumerate() {
+            for (number, Judged { sent, verdict, .. }) in run(&vector, None).into_iter().enumerate() {
                 assert_eq!(verdict, sent.expected, "{}, packet {number}", vector.name);
             }
         }
@@ -299,7 +320,7 @@ mod tests {
     fn together_they_reach_everything() {
         let (mut host, mut kernel) = (Coverage::default(), Coverage::default());
         for vector in all() {
-            for (sent, verdict) in run(&vector, None) {
+            for Judged { sent, verdict, .. } in run(&vector, None) {
                 host.note(&vector.world, &sent, verdict);
                 if vector.host_only.is_none() {
                     kernel.note(&vector.world, &sent, verdict);
@@ -317,7 +338,7 @@ mod tests {
     #[test]
     fn kernel_vectors_do_not_depend_on_sockets() {
         for vector in all().iter().filter(|vector| vector.host_only.is_none()) {
-            for (sent, verdict) in run(vector, Some(true)) {
+            for Judged { sent, verdict, .. } in run(vector, Some(true)) {
                 assert_eq!(
                     verdict, sent.expected,
                     "{}: every test packet in the kernel has a socket",

@@ -21,6 +21,7 @@ use super::{
     ClusterNetworkPolicySubject, NamespacedPod, Tier, rule,
 };
 use crate::{
+    manner,
     read::{Misfit, Unknown, join, read},
     report::Report,
     selector,
@@ -67,6 +68,7 @@ fn lower_known(policy: &ClusterNetworkPolicy, unknown: &Unknown, report: &mut Re
         return None;
     };
     let spec = &policy.spec;
+    let manner = manner::of(policy.metadata.annotations.as_ref(), report);
     let Head {
         tier,
         priority,
@@ -99,6 +101,7 @@ fn lower_known(policy: &ClusterNetworkPolicy, unknown: &Unknown, report: &mut Re
         subject: vec![subject],
         isolates: std::collections::BTreeSet::new(),
         mode: Mode::Enforce,
+        manner,
         ingress,
         egress,
     })

@@ -7,20 +7,21 @@
 //! | a peer or port of an Allow rule | that peer or port matches nothing |
 //! | a peer or port of a Deny or Pass rule | the rule denies every peer, or every port |
 //! | an action | a Deny of what the rule matches |
+//! | `deny`, `onChange` | `Drop`, `Reevaluate` |
 //! | a rule's mode, or a field nobody knows | an Allow rule matches nothing, a Pass rule denies, a Deny rule is enforced |
 //! | tier, priority, mode, a part of the subject, or a field of `spec` nobody knows | the policy is *restricted*: its Allow rules match nothing, its Pass rules deny, its Deny rules stay; it is enforced; an unreadable tier is Admin; an unreadable requirement of the subject is left out (so the subject is every pod that the rest selects) |
 
 use std::collections::BTreeSet;
 
 use bulkhead_policy::model::{
-    self, Direction, LabelSelector, Match, NamespaceMatch, PodMatch, Policy, PolicyKey, PolicyKind, Rule,
+    self, Answer, Direction, LabelSelector, Manner, Match, NamespaceMatch, PodMatch, Policy, PolicyKey, PolicyKind, Rule,
     Tier as PolicyTier,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector as KubernetesSelector, ObjectMeta};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::{ClusterSegmentSubject, Mode, Tier};
+use super::{ClusterSegmentSubject, Denial, Mode, OnChange, Tier};
 use crate::{
     read::{Unknown, join, read, read_part},
     report::Report,
@@ -45,8 +46,10 @@ impl Kind {
     /// Fields of `spec`.
     fn fields(self) -> &'static [&'static str] {
         match self {
-            Self::Namespaced => &["mode", "subject", "ingress", "egress"],
-            Self::Cluster => &["mode", "subject", "ingress", "egress", "tier", "priority"],
+            Self::Namespaced => &["mode", "deny", "onChange", "subject", "ingress", "egress"],
+            Self::Cluster => &[
+                "mode", "deny", "onChange", "subject", "ingress", "egress", "tier", "priority",
+            ],
         }
     }
 }
@@ -113,6 +116,7 @@ pub(crate) fn lower_value(kind: Kind, value: &Value, report: &mut Report<'_>) ->
         priority: head.priority,
         subject: vec![head.subject],
         mode: head.mode,
+        manner: head.manner,
         ingress: ingress.unwrap_or_default(),
         egress: egress.unwrap_or_default(),
     })
@@ -142,6 +146,7 @@ fn metadata(value: &Value, report: &mut Report<'_>) -> Option<ObjectMeta> {
 struct Head {
     priority: u32,
     mode: model::Mode,
+    manner: Manner,
     subject: PodMatch,
 }
 
@@ -204,6 +209,7 @@ impl Reader<'_, '_> {
             }
         };
         let mode = self.optional::<Mode>(spec, "spec", "mode");
+        let manner = self.manner(spec);
         let (subject, exact) = self.subject(kind, spec.get("subject"));
         good &= priority.is_some() && mode.is_ok() && exact;
         if !good {
@@ -222,8 +228,23 @@ impl Reader<'_, '_> {
             } else {
                 model::Mode::Enforce
             },
+            manner,
             subject,
         }
+    }
+
+    /// How its verdicts are carried out; what cannot be read of it stands for the stricter, which is the default.
+    fn manner(&mut self, spec: &Map<String, Value>) -> Manner {
+        let answer = match self.optional::<Denial>(spec, "spec", "deny") {
+            Ok(Some(Denial::Reject)) => Answer::Reject,
+            Ok(Some(Denial::Drop) | None) | Err(()) => Answer::Drop,
+        };
+        let on_change = match self.optional::<OnChange>(spec, "spec", "onChange") {
+            Ok(Some(OnChange::Keep)) => model::OnChange::Keep,
+            Ok(Some(OnChange::Drain)) => model::OnChange::Drain,
+            Ok(Some(OnChange::Reevaluate) | None) | Err(()) => model::OnChange::Reevaluate,
+        };
+        Manner { answer, on_change }
     }
 
     /// The pods it applies to, and whether all of it could be read.

@@ -36,7 +36,7 @@ const fn spec<K, V>(name: &'static str, kind: u32) -> Spec {
 }
 
 /// Every map that is pinned. `BK_SCRATCH` is not: it is working memory, and a new build may want more of it.
-pub(crate) const MAPS: [Spec; 21] = [
+pub(crate) const MAPS: [Spec; 22] = [
     spec::<u32, u32>("BK_DEVICE", map_type::HASH),
     spec::<u32, l::EndpointWord>("BK_ENDPOINT", map_type::ARRAY),
     spec::<u32, l::Config>("BK_CONFIG", map_type::ARRAY),
@@ -51,6 +51,7 @@ pub(crate) const MAPS: [Spec; 21] = [
     spec::<l::FlowKey, l::Flow>("BK_CONFIRMED", map_type::HASH),
     spec::<l::FlowKey, l::Flow>("BK_TENTATIVE", map_type::LRU_HASH),
     spec::<l::FragmentKey, l::FragmentEntry>("BK_FRAGMENT", map_type::LRU_HASH),
+    spec::<u32, u64>("BK_ANSWER", map_type::ARRAY),
     spec::<l::DenyKey, l::DenyEntry>("BK_DENY", map_type::HASH),
     spec::<(), ()>("BK_EVENT", map_type::RINGBUF),
     spec::<u32, l::Counter>("BK_STATS", map_type::PERCPU_ARRAY),

@@ -1,6 +1,9 @@
 //! Carries out the planner's writes in order, adjacent ones to the same map in one system call.
 
-use std::ops::RangeInclusive;
+use std::{
+    hash::{BuildHasher, RandomState},
+    ops::RangeInclusive,
+};
 
 use bulkhead_policy::plan::{MapOp, MapWriter};
 use bulkhead_verdict::layout as l;
@@ -89,6 +92,9 @@ pub(crate) struct Writer {
 impl Writer {
     pub(super) fn new(maps: Maps, fuse: Fuse) -> Result<Self, KernelError> {
         let epoch = maps.epoch.get(&0)?.unwrap_or(0);
+        if maps.epoch.get(&1)?.unwrap_or(0) == 0 {
+            maps.epoch.set(&1, &answer_mark())?;
+        }
         let mut peer_epochs = Vec::new();
         maps.peer_epochs.for_each(|_, value| peer_epochs.push(value))?;
         Ok(Self {
@@ -157,6 +163,12 @@ impl MapWriter for Writer {
         ops.chunk_by(|a, b| std::mem::discriminant(a) == std::mem::discriminant(b))
             .try_for_each(|run| self.run(run))
     }
+}
+
+/// A mark nobody else's rules look for, and nobody can guess: answers travel under it from one hook of a device to the other.
+fn answer_mark() -> u32 {
+    let [_, _, _, _, a, b, c, d] = RandomState::new().hash_one(0_u8).to_be_bytes();
+    u32::from_be_bytes([a, b, c, d]) | 1
 }
 
 fn set<K, V>(table: &Table<K, V>, elements: &[(K, V)], fuse: &mut Fuse) -> Result<(), KernelError>

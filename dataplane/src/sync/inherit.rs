@@ -21,7 +21,7 @@ use bulkhead_verdict::{
 };
 
 /// Ids of flows that no CPU opened: above any CPU's number.
-pub(crate) const NO_CPU: u32 = 0xffff;
+pub(crate) const NO_CPU: u16 = 0xffff;
 
 impl Sync {
     /// Gives a device that was just attached the flows of its pod. A failure leaves the adoption window, so it is a warning.

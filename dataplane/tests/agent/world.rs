@@ -15,8 +15,7 @@ use bulkhead_policy::{
     model::{
         Action, Attachment, Direction, LabelSelector, Match, Mode, NamespaceMatch, Node, Object, Operator, Peer,
         PodMatch, Policy, PolicyKey, PolicyKind, PortMatch, Protocol, Requirement, Rule, Tier, Workload, WorkloadKey,
-        Zone,
-    },
+        Zone, Manner},
     state::State,
 };
 use bulkhead_testbed::{Plan, Pod, PodPlan, Running, Testnet, client::Client, testnet};
@@ -249,6 +248,7 @@ pub fn allow(from: &[&str], to: &str) -> Policy {
         subject: vec![app(to)],
         isolates: BTreeSet::from([Direction::Ingress]),
         mode: Mode::Enforce,
+        manner: Manner::default(),
         ingress: if from.is_empty() { Vec::new() } else { vec![rule] },
         egress: Vec::new(),
     }

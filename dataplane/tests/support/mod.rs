@@ -20,7 +20,7 @@ use bulkhead_verdict::{
         FragmentKey, LeaseKey, NameKey, NetworkEntry, NetworkKey, PortSet, Range, RuleKey,
     },
     maps::Hook,
-    vectors::{Change, world::World},
+    vectors::{Change, Sent, world, world::World},
 };
 use zerocopy::IntoBytes;
 
@@ -30,6 +30,12 @@ const DEVICES: u32 = 5;
 const CPU: usize = 0;
 /// Offset of `ifindex` in `struct __sk_buff`.
 const IFINDEX_AT: usize = 40;
+/// Offset of `mark`.
+const MARK_AT: usize = 8;
+/// The mark under which answers travel.
+const ANSWER_MARK: u32 = 0x0ddb_a11e;
+/// `TC_ACT_REDIRECT`.
+const REDIRECT: i32 = 7;
 
 /// The kernel of one test.
 pub(crate) struct Machine {
@@ -251,31 +257,51 @@ impl Machine {
             }
             .unwrap();
         }
+        for pod in [world::A, world::B] {
+            for budget in [pod * 2, pod * 2 + 1] {
+                array!(self, "BK_ANSWER", u64).set(budget, [0; 8], 0).unwrap();
+            }
+        }
         self.change(&Change::Epoch(0));
+        array!(self, "BK_EPOCH", u32)
+            .set(1, bytes::<_, 4>(&ANSWER_MARK), 0)
+            .unwrap();
     }
 
     /// Has the kernel judge a frame at a device; what its scratch memory says afterwards, checked against what the
     /// program returned.
-    pub(crate) fn judge(&mut self, hook: Hook, device: u32, frame: &[u8]) -> Verdict {
+    pub(crate) fn judge(&mut self, sent: &Sent) -> (Verdict, Vec<u8>) {
         let mut context = [0; 192];
-        context[IFINDEX_AT..IFINDEX_AT + 4].copy_from_slice(&self.ifindex(device).to_ne_bytes());
+        context[IFINDEX_AT..IFINDEX_AT + 4].copy_from_slice(&self.ifindex(sent.device).to_ne_bytes());
+        if sent.answer {
+            context[MARK_AT..MARK_AT + 4].copy_from_slice(&ANSWER_MARK.to_ne_bytes());
+        }
         let mut options = TestRunOptions::new();
-        options.data_in = Some(frame);
+        let mut frame = [0; 4096];
+        options.data_in = Some(&sent.frame);
+        options.data_out = Some(&mut frame);
         options.ctx_in = Some(&context);
-        let name = if hook == Hook::FromPod { "from_pod" } else { "to_pod" };
+        let name = if sent.hook == Hook::FromPod { "from_pod" } else { "to_pod" };
         let program: &mut SchedClassifier = self.object.program_mut(name).unwrap().try_into().unwrap();
-        let returned = program.test_run(options).unwrap().return_value.cast_signed();
+        let result = program.test_run(options).unwrap();
+        let returned = result.return_value.cast_signed();
+        let length = usize::try_from(result.data_size_out).unwrap();
         let scratch = PerCpuArray::<&mut MapData, [u8; size_of::<Scratch>()]>::try_from(
             self.object.map_mut("BK_SCRATCH").unwrap(),
         )
         .unwrap();
         let verdict = Scratch::verdict_in(&scratch.get(&0, 0).unwrap()[CPU]).unwrap();
-        assert_eq!(
-            returned,
-            if verdict.reason.passes() { -1 } else { 2 },
-            "what the program returned for {verdict:?}"
-        );
-        verdict
+        let answer = if returned == REDIRECT {
+            frame[..length].to_vec()
+        } else {
+            Vec::new()
+        };
+        if answer.is_empty() {
+            let wanted = if verdict.reason.passes() { -1 } else { 2 };
+            assert_eq!(returned, wanted, "what the program returned for {verdict:?}");
+        }
+        assert!(answer.is_empty() || !verdict.reason.passes(), "{verdict:?} was answered");
+        (verdict, answer)
     }
 
     /// Packets that the records of `BK_DENY` count.

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     digest::Digest,
     intern::Name,
-    model::{Builtin, Guard, RuleName, Side},
+    model::{Answer, Builtin, Guard, OnChange, RuleName, Side},
     state::{self, Decision, PeerId, PortSet, Ruleset},
 };
 
@@ -234,10 +234,23 @@ impl Planner {
     }
 
     fn alternative(&mut self, wanted: &state::Alternative) -> Alternative {
-        let action = match wanted.decision {
+        let mut action = match wanted.decision {
             Decision::Allow => action::ALLOW,
             Decision::Deny => action::DENY,
         };
+        action |= match wanted.manner.on_change {
+            OnChange::Reevaluate => 0,
+            OnChange::Drain => action::DRAIN,
+            OnChange::Keep => action::KEEP,
+        };
+        if wanted.decision == Decision::Deny {
+            if wanted.manner.answer == Answer::Reject {
+                action |= action::REJECT;
+            }
+            if matches!(wanted.rule, RuleName::DefaultDeny { .. }) {
+                action |= action::DEFAULT;
+            }
+        }
         let mut cell = Alternative {
             rule: self.rule_number(&wanted.rule),
             action,

@@ -11,7 +11,7 @@ use proptest::{
 
 use super::{ACCOUNTS, BLOCKS, GROUPS, NAMESPACES, PORT_NAMES, PORTS, PROTOCOLS, block, service_key, text};
 use crate::model::{
-    Action, Direction, Guard, IcmpMessage, IcmpVersion, LabelSelector, Match, Mode, NamespaceMatch, Operator, Peer,
+    Action, Answer, Direction, Guard, IcmpMessage, IcmpVersion, LabelSelector, Manner, Match, Mode, NamespaceMatch, OnChange, Operator, Peer,
     PodMatch, Policy, PolicyKey, PolicyKind, PortMatch, Requirement, Rule, Side, Tier,
 };
 
@@ -104,6 +104,12 @@ fn mode() -> impl Strategy<Value = Mode> {
     prop_oneof![4 => Just(Mode::Enforce), 1 => Just(Mode::Shadow)]
 }
 
+fn manner() -> impl Strategy<Value = Manner> {
+    let answer = select(&[Answer::Drop, Answer::Reject][..]);
+    let on_change = select(&[OnChange::Reevaluate, OnChange::Reevaluate, OnChange::Drain, OnChange::Keep][..]);
+    (answer, on_change).prop_map(|(answer, on_change)| Manner { answer, on_change })
+}
+
 fn rules(tier: Tier) -> impl Strategy<Value = Vec<Rule>> {
     let action = match tier {
         Tier::NetworkPolicy => select(&[Action::Allow, Action::Allow, Action::Allow, Action::Allow, Action::Deny][..]),
@@ -159,6 +165,7 @@ pub fn policy() -> impl Strategy<Value = Policy> {
             select(&[0u32, 5, 5, 1000][..]),
             mode(),
             any::<bool>(),
+            manner(),
         );
         (
             head,
@@ -171,7 +178,7 @@ pub fn policy() -> impl Strategy<Value = Policy> {
         )
             .prop_map(
                 move |(
-                    (name, namespace, generation, priority, mode, ours),
+                    (name, namespace, generation, priority, mode, ours, manner),
                     pods,
                     more,
                     (own, accounts),
@@ -209,6 +216,7 @@ pub fn policy() -> impl Strategy<Value = Policy> {
                         subject,
                         isolates: if in_tier { isolates } else { BTreeSet::new() },
                         mode,
+                        manner,
                         ingress,
                         egress,
                     }

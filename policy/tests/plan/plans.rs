@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use bulkhead_policy::{
     digest::Digest,
     intern::Name,
-    model::{Attachment, Builtin, Direction, Guard, PolicyKey, PolicyKind, RuleName, WorkloadKey},
+    model::{Attachment, Builtin, Direction, Guard, PolicyKey, PolicyKind, RuleName, WorkloadKey, Manner},
     plan::{
         Capacity, Limits, LocalEndpoint, LocalEndpoints, MapDump, MapOp, MapWriter, PlanError, Planner, Problem, Usage,
     },
@@ -68,6 +68,7 @@ fn ports(rule: RuleName, decision: Decision) -> Arc<PortSet> {
     let enforce = vec![Alternative {
         guard: None,
         decision,
+        manner: Manner::default(),
         rule,
     }];
     Arc::new(PortSet {
@@ -513,6 +514,7 @@ fn errors_say_what_is_missing_and_change_nothing() {
     let guarded = Alternative {
         guard: Some(Guard::Until(1)),
         decision: Decision::Allow,
+        manner: Manner::default(),
         rule: rule("x", 0),
     };
     let range = |list: Vec<Alternative>, high| Range {
@@ -527,6 +529,7 @@ fn errors_say_what_is_missing_and_change_nothing() {
     let last = Alternative {
         guard: None,
         decision: Decision::Allow,
+        manner: Manner::default(),
         rule: RuleName::Builtin(Builtin::DefaultAllow),
     };
     let gap = PortSet {

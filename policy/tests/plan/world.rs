@@ -11,7 +11,7 @@ use std::{
 
 use bulkhead_policy::{
     digest::Digest,
-    model::{Attachment, Builtin, Direction, Guard, PolicyKey, PolicyKind, RuleName, Side, WorkloadKey},
+    model::{Attachment, Builtin, Direction, Guard, PolicyKey, PolicyKind, RuleName, Side, WorkloadKey, Manner},
     plan::{LocalEndpoint, LocalEndpoints},
     state::{
         AddressKind, Alternative, Binding, Decision, Endpoint, Identity, Network, PeerId, PortSet, Range, Ruleset,
@@ -449,11 +449,13 @@ fn pool(which: usize, number: usize) -> Arc<PortSet> {
     let last = |allow: bool, index: u32| Alternative {
         guard: None,
         decision: decision(allow),
+        manner: Manner::default(),
         rule: rule(number % 2, index),
     };
     let guarded = |guard: Guard| Alternative {
         guard: Some(guard),
         decision: Decision::Allow,
+        manner: Manner::default(),
         rule: rule(number % 2, 7),
     };
     let lease = |side, negated| Guard::Lease {

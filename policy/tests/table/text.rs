@@ -195,6 +195,7 @@ fn policy(tier: Tier, namespace: String, name: String, words: &[&str]) -> Policy
         subject: Vec::new(),
         isolates: BTreeSet::new(),
         mode: mode(words),
+        manner: Manner::default(),
         ingress: Vec::new(),
         egress: Vec::new(),
     }

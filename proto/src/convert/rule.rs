@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use bulkhead_policy::{
-    model::{Builtin, Direction, Guard, RuleName, Side},
+    model::{Answer, Builtin, Direction, Guard, Manner, OnChange, RuleName, Side},
     state::{Alternative, Decision, PortSet, Range},
 };
 use bulkhead_verdict::port::Position;
@@ -165,6 +165,36 @@ fn guard(wire: v1::Guard) -> Result<Guard, WireError> {
     })
 }
 
+fn answer_to_wire(answer: Answer) -> v1::Answer {
+    match answer {
+        Answer::Drop => v1::Answer::Drop,
+        Answer::Reject => v1::Answer::Reject,
+    }
+}
+
+fn on_change_to_wire(on_change: OnChange) -> v1::OnChange {
+    match on_change {
+        OnChange::Reevaluate => v1::OnChange::Reevaluate,
+        OnChange::Drain => v1::OnChange::Drain,
+        OnChange::Keep => v1::OnChange::Keep,
+    }
+}
+
+fn manner(wire: &v1::Alternative) -> Result<Manner, WireError> {
+    let answer = match v1::Answer::try_from(wire.answer) {
+        Ok(v1::Answer::Drop) => Answer::Drop,
+        Ok(v1::Answer::Reject) => Answer::Reject,
+        Err(_) => return Err(WireError::new("answer", Problem::UnknownEnum(wire.answer))),
+    };
+    let on_change = match v1::OnChange::try_from(wire.on_change) {
+        Ok(v1::OnChange::Reevaluate) => OnChange::Reevaluate,
+        Ok(v1::OnChange::Drain) => OnChange::Drain,
+        Ok(v1::OnChange::Keep) => OnChange::Keep,
+        Err(_) => return Err(WireError::new("on_change", Problem::UnknownEnum(wire.on_change))),
+    };
+    Ok(Manner { answer, on_change })
+}
+
 pub(crate) fn port_set_to_wire(set: &PortSet, rules: &mut RuleTable) -> v1::PortSet {
     let mut list = |alternatives: &[Alternative]| {
         let wire = |alternative: &Alternative| {
@@ -176,6 +206,8 @@ pub(crate) fn port_set_to_wire(set: &PortSet, rules: &mut RuleTable) -> v1::Port
                 guard: alternative.guard.map(guard_to_wire),
                 decision: decision.into(),
                 rule: rules.index(&alternative.rule),
+                answer: answer_to_wire(alternative.manner.answer).into(),
+                on_change: on_change_to_wire(alternative.manner.on_change).into(),
             }
         };
         alternatives.iter().map(wire).collect()
@@ -209,13 +241,19 @@ fn alternatives(wire: Vec<v1::Alternative>, rules: &[RuleName]) -> Result<Vec<Al
         let rule = rule
             .ok_or_else(|| WireError::new("rule", missing()).inside(at))?
             .clone();
+        let manner = manner(&wire).inside(at)?;
         let guard = wire.guard.map(guard).transpose().inside(at)?;
         match (guard, at == last) {
             (None, false) => Err(Problem::Shape("an alternative without a guard hides those after it")),
             (Some(_), true) => Err(Problem::Shape(
                 "the last alternative has a guard, so nothing may decide",
             )),
-            _ => Ok(Alternative { guard, decision, rule }),
+            _ => Ok(Alternative {
+                guard,
+                decision,
+                manner,
+                rule,
+            }),
         }
         .map_err(|problem| WireError::new("guard", problem).inside(at))
     };

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use bulkhead_policy::{
     digest::Digest,
-    model::{Attachment, Builtin, Direction, Guard, PolicyKey, PolicyKind, RuleName, Side, WorkloadKey, Zone},
+    model::{Attachment, Builtin, Direction, Guard, PolicyKey, PolicyKind, RuleName, Side, WorkloadKey, Zone, Answer, Manner, OnChange},
     state::{
         AddressKind, Alternative, Binding, Decision, Delta, Endpoint, Identity, Network, PeerId, PortSet, Range,
         Resource, ResourceName, Ruleset, State,
@@ -122,21 +122,29 @@ fn guard() -> impl Strategy<Value = Guard> {
     ]
 }
 
+fn manner() -> impl Strategy<Value = Manner> {
+    let answer = select(vec![Answer::Drop, Answer::Reject]);
+    let on_change = select(vec![OnChange::Reevaluate, OnChange::Drain, OnChange::Keep]);
+    (answer, on_change).prop_map(|(answer, on_change)| Manner { answer, on_change })
+}
+
 fn alternatives() -> impl Strategy<Value = Vec<Alternative>> {
     let decision = || select(vec![Decision::Allow, Decision::Deny]);
-    let guarded = (guard(), decision(), rule());
-    (vec(guarded, 0..3), decision(), rule()).prop_map(|(guarded, decision, rule)| {
+    let guarded = (guard(), decision(), rule(), manner());
+    (vec(guarded, 0..3), decision(), rule(), manner()).prop_map(|(guarded, decision, rule, manner)| {
         let mut list: Vec<_> = guarded
             .into_iter()
-            .map(|(guard, decision, rule)| Alternative {
+            .map(|(guard, decision, rule, manner)| Alternative {
                 guard: Some(guard),
                 decision,
+                manner,
                 rule,
             })
             .collect();
         list.push(Alternative {
             guard: None,
             decision,
+            manner,
             rule,
         });
         list

@@ -29,6 +29,7 @@ fuzz_target!(|bytes: &[u8]| {
             ifindex: u32::from(place >> 1 & 3),
             socket: place & 0x40 != 0,
             tagged: place & 0x80 != 0,
+            answer: false,
         };
         let verdict = maps.decide(hook, &slice);
         packets += 1;

@@ -15,6 +15,7 @@ fuzz_target!(|bytes: &[u8]| {
         ifindex: 1,
         socket: false,
         tagged: false,
+        answer: false,
     };
     let mut headers = Headers::default();
     if packet::parse(&slice, &mut headers).is_err() {

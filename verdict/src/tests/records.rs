@@ -334,6 +334,7 @@ fn a_tag_beside_the_bytes_is_no_way_around() {
         ifindex: A,
         socket: false,
         tagged: true,
+        answer: false,
     };
     assert_eq!(maps.decide(Hook::FromPod, &tagged).reason, Reason::UnknownEthertype);
 }

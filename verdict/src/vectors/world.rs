@@ -157,6 +157,14 @@ pub fn allow(rule: u32) -> Alternative {
     }
 }
 
+/// An unguarded alternative that denies and says so.
+pub fn reject(rule: u32) -> Alternative {
+    Alternative {
+        action: action::DENY | action::REJECT,
+        ..deny(rule)
+    }
+}
+
 /// An unguarded alternative that denies.
 pub fn deny(rule: u32) -> Alternative {
     Alternative {
@@ -446,12 +454,20 @@ impl Story {
         }
         self
     }
+    /// The other hook wrote the frame of the last step as an answer.
+    pub fn as_answer(mut self) -> Self {
+        if let Some(Step::Packet(sent)) = self.0.steps.last_mut() {
+            sent.answer = true;
+        }
+        self
+    }
     fn sent(mut self, hook: Hook, device: u32, frame: Vec<u8>, expected: Verdict) -> Self {
         self.0.steps.push(Step::Packet(Sent {
             hook,
             device,
             frame,
             socket: false,
+            answer: false,
             expected,
         }));
         self
