@@ -25,7 +25,12 @@ pub(crate) fn by_rules<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut S
     let Some(config) = maps.config(scratch.word.config) else {
         return Reason::MissingConfig;
     };
-    let found = find(maps, &scratch.key, &mut scratch.confirmed);
+    // Two lookups less for a stranger; one that another CPU has let in since then is found when this one is.
+    let found = if scratch.unknown {
+        None
+    } else {
+        find(maps, &scratch.key, &mut scratch.confirmed)
+    };
     let (headers, now) = (&scratch.headers, scratch.moment.now);
     let role = headers.role;
     let mut second = None;
@@ -282,7 +287,7 @@ pub(crate) fn open<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scrat
     let index = flow::side_index(scratch.hook, forward);
     let (cpu, number) = maps.next_flow_id();
     let id = u64::from(cpu) << 48 | number & 0xffff_ffff_ffff;
-    scratch.flow = Flow::default();
+    scratch.flow.clear();
     approve(scratch, flow::side(&scratch.flow, index));
     on_change(&scratch.flow, index).set(scratch.question.action & (action::DRAIN | action::KEEP));
     let (flow, record) = (&mut scratch.flow, &mut scratch.record);

@@ -153,7 +153,9 @@ fn judge<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch, hook: 
             Hook::ToPod => &scratch.headers.source,
         };
         scratch.moment.peer_epoch = maps.peer_epoch(peer.epoch_slot());
-        if let Some(flow) = find(maps, &scratch.key, &mut scratch.confirmed)
+        let found = find(maps, &scratch.key, &mut scratch.confirmed);
+        scratch.unknown = found.is_none();
+        if let Some(flow) = found
             && established(maps, scratch, &flow)
         {
             scratch.reason = Reason::Established;

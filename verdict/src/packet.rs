@@ -1,6 +1,6 @@
 //! Reads a packet's headers, bounds-checked: who sends what to whom, and what kind of message it is.
 
-use crate::{address::Address, maps::Packet, port::protocol, reason::Reason};
+use crate::{address::Address, layout::put, maps::Packet, port::protocol, reason::Reason};
 
 /// Bytes of an Ethernet header.
 pub const ETHERNET: usize = LINK as usize;
@@ -127,6 +127,38 @@ pub fn parse<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Reason>
 }
 
 impl Headers {
+    /// Nothing read yet. The MACs stay: who reads them has written them.
+    #[inline(always)]
+    fn clear(&mut self) {
+        for address in [&mut self.source, &mut self.destination] {
+            let [first, second, third, fourth] = &mut address.0;
+            put(first, 0);
+            put(second, 0);
+            put(third, 0);
+            put(fourth, 0);
+        }
+        put(&mut self.transport, 0);
+        put(&mut self.end, 0);
+        put(&mut self.fragment_id, 0);
+        put(&mut self.source_port, 0);
+        put(&mut self.destination_port, 0);
+        for byte in [
+            &mut self.protocol,
+            &mut self.fragment_protocol,
+            &mut self.tcp_flags,
+            &mut self.hop_limit,
+            &mut self.icmp_type,
+            &mut self.icmp_code,
+        ] {
+            put(byte, 0);
+        }
+        put(&mut self.kind, Kind::Flow);
+        put(&mut self.role, Role::Either);
+        put(&mut self.fragment, Fragment::Whole);
+        put(&mut self.refused, None);
+        put(&mut self.fragment_header, false);
+    }
+
     /// True when [`extensions`] has something to walk.
     #[inline(always)]
     pub const fn has_extensions(&self) -> bool {
@@ -137,7 +169,7 @@ impl Headers {
 /// First part: Ethernet and ARP, IPv4 or the fixed part of IPv6.
 #[inline(always)]
 pub fn network<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Reason> {
-    *headers = Headers::default();
+    headers.clear();
     packet.reach(ETHERNET);
     let [_, _, _, a, b, c, ethertype] = packet.load::<[u16; 7]>(0).ok_or(Reason::MalformedEthernet)?;
     headers.source_mac = [a, b, c];
@@ -194,8 +226,8 @@ fn ipv6<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Reason> {
     if u32::from_be(first) >> 28 != 6 {
         return Err(Reason::MalformedIpv6);
     }
-    headers.source = packet.load(ETHERNET.wrapping_add(8)).ok_or(Reason::MalformedIpv6)?;
-    headers.destination = packet.load(ETHERNET.wrapping_add(24)).ok_or(Reason::MalformedIpv6)?;
+    headers.source = address_v6(packet, ETHERNET.wrapping_add(8)).ok_or(Reason::MalformedIpv6)?;
+    headers.destination = address_v6(packet, ETHERNET.wrapping_add(24)).ok_or(Reason::MalformedIpv6)?;
     // No such address is ever on a wire, and here it would pass for the IPv4 address in it.
     if headers.source.is_v4() || headers.destination.is_v4() {
         return Err(Reason::MalformedIpv6);
@@ -215,6 +247,13 @@ fn ipv6<P: Packet>(packet: &P, headers: &mut Headers) -> Result<(), Reason> {
     headers.protocol = ((second >> 8) & 0xff) as u8;
     headers.transport = LINK.wrapping_add(40);
     Ok(())
+}
+
+/// An IPv6 address, word by word: copied whole it would be a call of `memmove`, a loop over bytes in the kernel.
+#[inline(always)]
+fn address_v6<P: Packet>(packet: &P, offset: usize) -> Option<Address> {
+    let [first, second, third, fourth] = packet.load::<[u32; 4]>(offset)?;
+    Some(Address([first, second, third, fourth]))
 }
 
 /// Hop-by-hop options, routing, fragment, destination options. Anything else (AH and ESP too) is the transport protocol
@@ -402,7 +441,7 @@ fn icmp(headers: &mut Headers, message: u16, id: u16) -> Result<(), Reason> {
 /// then [`embedded_transport`]. `None` when that is not all there, or is a later fragment.
 #[inline(always)]
 pub fn embedded<P: Packet>(packet: &P, outer: &Headers, inner: &mut Headers) -> Option<()> {
-    *inner = Headers::default();
+    inner.clear();
     let at = outer.transport.wrapping_add(8) as usize;
     if outer.protocol == protocol::ICMPV6 {
         packet.reach(at.wrapping_add(40));
@@ -410,8 +449,8 @@ pub fn embedded<P: Packet>(packet: &P, outer: &Headers, inner: &mut Headers) -> 
         if u32::from_be(first) >> 28 != 6 {
             return None;
         }
-        inner.source = packet.load(at.wrapping_add(8))?;
-        inner.destination = packet.load(at.wrapping_add(24))?;
+        inner.source = address_v6(packet, at.wrapping_add(8))?;
+        inner.destination = address_v6(packet, at.wrapping_add(24))?;
         inner.protocol = ((u32::from_be(second) >> 8) & 0xff) as u8;
         inner.transport = outer.transport.wrapping_add(48);
         return if inner.source.is_v4() { None } else { Some(()) };

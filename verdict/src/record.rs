@@ -2,7 +2,7 @@
 
 use crate::{
     address::Address,
-    layout::{DenyEntry, DenyKey, Flow, FlowKey, FragmentEntry, FragmentKey, Word, event_kind, guard, rule, stat},
+    layout::{DenyEntry, DenyKey, Flow, FlowKey, FragmentEntry, FragmentKey, Word, event_kind, guard, put, rule, stat},
     maps::{Hook, Maps, Packet},
     packet::{Fragment, Headers, Kind},
     reason::Reason,
@@ -119,9 +119,17 @@ pub fn event<P: Packet, M: Maps>(packet: &P, maps: &M, headers: &Headers, record
         event.tcp_flags = headers.tcp_flags;
         event.reply = record.reply;
         event.guard = record.guard;
-        event.padding = [0; 7];
-        event.counters = [0; 4];
+        blank(&mut event.padding);
+        blank(&mut event.counters);
     });
+}
+
+/// Zeros, one by one (see [`put`]).
+#[inline(always)]
+fn blank<T: Copy + Default, const COUNT: usize>(places: &mut [T; COUNT]) {
+    for place in places {
+        put(place, T::default());
+    }
 }
 
 /// A verdict and where it was given.
@@ -169,7 +177,7 @@ pub fn close<P: Packet, M: Maps>(packet: &P, maps: &M, key: &FlowKey, flow: &Flo
         event.tcp_flags = flow.initiator_flags.get() | flow.responder_flags.get();
         event.reply = 0;
         event.guard = guard::NONE;
-        event.padding = [0; 7];
+        blank(&mut event.padding);
         let ([sent, received], [sent_bytes, received_bytes]) = (&flow.packets, &flow.bytes);
         event.counters = [sent.get(), received.get(), sent_bytes.get(), received_bytes.get()];
     });

@@ -44,6 +44,8 @@ pub struct Scratch {
     pub(crate) source_is_low: bool,
     /// The flow that was found is in CONFIRMED.
     pub(crate) confirmed: bool,
+    /// No flow of the packet's key was found when the decision began.
+    pub(crate) unknown: bool,
     /// The flow was approved at this side by `builtin/node`.
     pub(crate) was_node: bool,
 }
@@ -70,6 +72,7 @@ impl Scratch {
             forward: true,
             source_is_low: false,
             confirmed: false,
+            unknown: false,
             was_node: false,
         }
     }
