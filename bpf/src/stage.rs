@@ -40,6 +40,7 @@ stages! {
     bk_extensions = Extensions;
     bk_inner = InnerExtensions;
     bk_settle = Settle;
+    bk_ends = Ends;
     bk_own = Own;
     bk_discover = Discover;
     bk_icmp_error = IcmpError;

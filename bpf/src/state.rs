@@ -13,10 +13,11 @@ use bulkhead_verdict::{
     Scratch,
     address::Address,
     layout::{
-        ADDRESSES, ALTERNATIVES, ANSWERS, AddressEntry, AddressKey, Alternative, CONFIGS, CONFIRMED, Config, Counter, DENIES,
-        DEVICES, DenyEntry, DenyKey, ENDPOINTS, EPOCHS, EVENTS_BYTES, EXPIRIES, EndpointWord, Event, FRAGMENTS, Flow, FlowKey,
-        FragmentEntry, FragmentKey, INTERNS, InternEntry, InternKey, LEASES, LeaseKey, NAMES, NETWORKS, NameKey,
-        NetworkEntry, NetworkKey, PEER_EPOCHS, PortSet, RANGES, RULES, Range, RuleKey, STATS, TENTATIVE, Word, stat,
+        ADDRESSES, ALTERNATIVES, ANSWERS, AddressEntry, AddressKey, Alternative, CONFIGS, CONFIRMED, Config, Counter,
+        DENIES, DEVICES, DenyEntry, DenyKey, ENDPOINTS, EPOCHS, EVENTS_BYTES, EXPIRIES, EndpointWord, Event, FRAGMENTS,
+        Flow, FlowKey, FragmentEntry, FragmentKey, INTERNS, InternEntry, InternKey, LEASES, LeaseKey, NAMES, NETWORKS,
+        NameKey, NetworkEntry, NetworkKey, PEER_EPOCHS, PortSet, RANGES, RULES, Range, RuleKey, STATS, TENTATIVE, Word,
+        stat,
     },
     maps::{Hook, Maps},
 };
@@ -252,7 +253,9 @@ impl Maps for Kernel {
     #[inline(always)]
     fn answers(&self, index: u32) -> Option<&Word<u64>> {
         // SAFETY: an array's element lives as long as the map; a word of eight bytes is what it is.
-        BK_ANSWER.get_ptr(index).map(|word| unsafe { &*word.cast::<Word<u64>>() })
+        BK_ANSWER
+            .get_ptr(index)
+            .map(|word| unsafe { &*word.cast::<Word<u64>>() })
     }
 
     #[inline(always)]

@@ -226,3 +226,16 @@ fn cluster_segment() {
         ],
     );
 }
+
+#[test]
+fn reject_and_drain() {
+    check(
+        "14-reject-and-drain.yaml",
+        &[
+            ("shop/api", "shop/db", 5432, "TCP", true),
+            ("shop/api", "shop/db", 5433, "TCP", false),
+            ("shop/web", "shop/db", 5432, "TCP", false),
+            ("shop/db", "shop/web", 8080, "TCP", true),
+        ],
+    );
+}

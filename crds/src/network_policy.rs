@@ -22,8 +22,8 @@ use parts::{Parts, RuleParts};
 
 use crate::{
     cidr,
-    manner,
     facts::{is_port_name, parse_protocol, port_number},
+    manner,
     read::{Unknown, read},
     report::Report,
     selector,

@@ -73,7 +73,10 @@ fn run(machine: &mut Machine, vector: &Vector, coverage: &mut Coverage) -> u64 {
                 let place = format!("{}, packet {packets}", vector.name);
                 let on_host = expected.next().unwrap();
                 assert_eq!(verdict, on_host.verdict, "{place}: kernel (left), host (right)");
-                assert_eq!(answer, on_host.answer, "{place}: what the kernel (left) and the host (right) answer");
+                assert_eq!(
+                    answer, on_host.answer,
+                    "{place}: what the kernel (left) and the host (right) answer"
+                );
                 assert_eq!(verdict, sent.expected, "{place}: kernel (left), expected (right)");
                 coverage.note(&vector.world, sent, verdict);
                 packets += 1;

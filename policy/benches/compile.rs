@@ -13,9 +13,10 @@ use std::{
 use bulkhead_policy::{
     compiler::Compiler,
     model::{
-        Action, Attachment, Direction, Event, LabelSelector, Labels, Match, Mode, NamedPort, NamespaceMatch, Object,
-        Operator, Peer, PodMatch, Policy, PolicyKey, PolicyKind, PortMatch, Protocol, Requirement, Rule, Tier,
-        Workload, WorkloadKey, Zone, Manner},
+        Action, Attachment, Direction, Event, LabelSelector, Labels, Manner, Match, Mode, NamedPort, NamespaceMatch,
+        Object, Operator, Peer, PodMatch, Policy, PolicyKey, PolicyKind, PortMatch, Protocol, Requirement, Rule, Tier,
+        Workload, WorkloadKey, Zone,
+    },
 };
 
 /// Every namespace has 20 workloads of 10 replicas; a policy lets one of them be reached by another and by a namespace.

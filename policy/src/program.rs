@@ -13,8 +13,8 @@ use crate::{
     digest::Digest,
     identity::Bearer,
     model::{
-        Action, Direction, Guard, IcmpMessage, IcmpVersion, LabelSelector, Manner, Match, Mode, NamespaceMatch, Operator, Peer,
-        Policy, PortMatch, Protocol, Rule, RuleName, Tier,
+        Action, Direction, Guard, IcmpMessage, IcmpVersion, LabelSelector, Manner, Match, Mode, NamespaceMatch,
+        Operator, Peer, Policy, PortMatch, Protocol, Rule, RuleName, Tier,
     },
     prefix::canonical,
     questions::{AtomId, Fact},

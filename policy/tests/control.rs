@@ -8,8 +8,9 @@ use std::sync::Arc;
 use bulkhead_policy::{
     compiler::{Compiler, ControlPlane},
     model::{
-        Action, Attachment, Direction, Event, LabelSelector, Labels, Match, Mode, NamespaceMatch, Object, Peer,
-        PodMatch, Policy, PolicyKey, PolicyKind, Rule, Tier, Workload, WorkloadKey, Zone, Manner},
+        Action, Attachment, Direction, Event, LabelSelector, Labels, Manner, Match, Mode, NamespaceMatch, Object, Peer,
+        PodMatch, Policy, PolicyKey, PolicyKind, Rule, Tier, Workload, WorkloadKey, Zone,
+    },
     probe::{End, Probe},
     state::Decision,
     state_lookup::evaluate,

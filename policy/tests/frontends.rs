@@ -11,9 +11,10 @@ use std::{
 use bulkhead_policy::{
     compiler::Compiler,
     model::{
-        Action, Attachment, Builtin, Direction, EndpointSlice, Event, LabelSelector, Labels, Match, Mode, NamedPort,
-        NamespaceMatch, Object, Operator, Peer, PodMatch, Policy, PolicyKey, PolicyKind, PortMatch, Protocol,
-        Requirement, Rule, RuleName, Service, ServicePort, TargetPort, Tier, Workload, WorkloadKey, Zone, Manner},
+        Action, Attachment, Builtin, Direction, EndpointSlice, Event, LabelSelector, Labels, Manner, Match, Mode,
+        NamedPort, NamespaceMatch, Object, Operator, Peer, PodMatch, Policy, PolicyKey, PolicyKind, PortMatch,
+        Protocol, Requirement, Rule, RuleName, Service, ServicePort, TargetPort, Tier, Workload, WorkloadKey, Zone,
+    },
     probe::{End, Probe},
     state::{AddressKind, Decision, State},
     state_lookup::evaluate,

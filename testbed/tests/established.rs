@@ -92,14 +92,9 @@ fn says(mut from: &TcpStream, mut to: &TcpStream) -> io::Result<()> {
 
 fn told(error: &io::Error) -> bool {
     // Refused or reset is a TCP reset; the other two are what ICMP and ICMPv6 say of a prohibition.
-    [
-        libc::ECONNREFUSED,
-        libc::ECONNRESET,
-        libc::EHOSTUNREACH,
-        libc::EACCES,
-    ]
-    .iter()
-    .any(|number| error.raw_os_error() == Some(*number))
+    [libc::ECONNREFUSED, libc::ECONNRESET, libc::EHOSTUNREACH, libc::EACCES]
+        .iter()
+        .any(|number| error.raw_os_error() == Some(*number))
 }
 
 fn silent(error: &io::Error) -> bool {
@@ -114,7 +109,11 @@ fn a_rejected_client_is_told_and_a_dropped_one_is_not() {
     }
     let (net, _servers, mut stack) = start();
     // The client and `web` are on one node, `api` on the other.
-    let cases = [("ingress", "web", "web"), ("ingress", "api", "api"), ("egress", "client", "api")];
+    let cases = [
+        ("ingress", "web", "web"),
+        ("ingress", "api", "api"),
+        ("egress", "client", "api"),
+    ];
     for (direction, subject, server) in cases {
         for (deny, expected) in [("Reject", told as fn(&io::Error) -> bool), ("Drop", silent)] {
             let policy = isolating(subject, direction, &format!("deny: {deny}"));
@@ -170,7 +169,10 @@ fn a_live_connection_goes_on_where_the_policy_lets_it() {
                 says(&client, &server).expect(on_change);
                 says(&server, &client).expect(on_change);
             }
-            assert!(connect(&net, "client", address, 8080).is_err(), "{on_change}: a new one is denied");
+            assert!(
+                connect(&net, "client", address, 8080).is_err(),
+                "{on_change}: a new one is denied"
+            );
         }
         let policy = isolating("api", "ingress", "onChange: Reevaluate");
         stack.apply("established.yaml", &policy).unwrap();

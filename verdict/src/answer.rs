@@ -35,9 +35,9 @@ const V6: usize = 20;
 /// Hop limit of an answer.
 const HOPS: u16 = 64;
 /// Type and code of ICMP's "communication administratively prohibited".
-const PROHIBITED_V4: u16 = 3 << 8 | 13;
+const PROHIBITED_V4: u16 = u16::from_be_bytes([3, 13]);
 /// Those of ICMPv6.
-const PROHIBITED_V6: u16 = 1 << 8 | 1;
+const PROHIBITED_V6: u16 = u16::from_be_bytes([1, 1]);
 
 /// An answer; the words are as in memory, that is in network byte order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -190,7 +190,7 @@ fn network_v4<P: Packet>(packet: &P, answer: &mut Answer, protocol: u8, payload:
             payload.wrapping_add(20).to_be(),
             0,
             0x4000_u16.to_be(),
-            (HOPS << 8 | protocol as u16).to_be(),
+            (HOPS << 8 | u16::from(protocol)).to_be(),
             0,
             destination_high,
             destination_low,
@@ -200,7 +200,10 @@ fn network_v4<P: Packet>(packet: &P, answer: &mut Answer, protocol: u8, payload:
     );
     let sum = answer.sum(LINK, LINK.wrapping_add(V4));
     answer.put(LINK.wrapping_add(5), !fold(sum));
-    Some((sum_of(&[source_high, source_low, destination_high, destination_low]), refused))
+    Some((
+        sum_of(&[source_high, source_low, destination_high, destination_low]),
+        refused,
+    ))
 }
 
 /// The same for IPv6.
@@ -244,8 +247,18 @@ fn reset_v6<P: Packet>(packet: &P, headers: &Headers, answer: &mut Answer) -> Op
 /// The reset itself, at word `at`.
 #[inline(always)]
 fn reset<P: Packet>(packet: &P, headers: &Headers, answer: &mut Answer, at: usize, addresses: u32) -> Option<()> {
-    let [source, destination, seq_high, seq_low, ack_high, ack_low, flags, _, check, _] =
-        packet.load::<[u16; 10]>(headers.transport as usize)?;
+    let [
+        source,
+        destination,
+        seq_high,
+        seq_low,
+        ack_high,
+        ack_low,
+        flags,
+        _,
+        check,
+        _,
+    ] = packet.load::<[u16; 10]>(headers.transport as usize)?;
     let length = headers.end.wrapping_sub(headers.transport);
     let (sequence, acknowledged, what) = if headers.tcp_flags & tcp::ACK == 0 {
         let taken = length
@@ -254,17 +267,14 @@ fn reset<P: Packet>(packet: &P, headers: &Headers, answer: &mut Answer, at: usiz
             .wrapping_add(u32::from(headers.tcp_flags & tcp::FIN != 0));
         let sequence = u32::from(u16::from_be(seq_high)) << 16 | u32::from(u16::from_be(seq_low));
         let next = sequence.wrapping_add(taken);
-        let next = [((next >> 16) as u16).to_be(), (next as u16).to_be()];
+        let next = [((next >> 16) as u16).to_be(), ((next & 0xffff) as u16).to_be()];
         ([0, 0], next, tcp::RST | tcp::ACK)
     } else {
         ([ack_high, ack_low], [0, 0], tcp::RST)
     };
     let ([first, second], [third, fourth]) = (sequence, acknowledged);
     let what = (5 << 12 | u16::from(what)).to_be();
-    answer.copy(
-        at,
-        [destination, source, first, second, third, fourth, what, 0, 0, 0],
-    );
+    answer.copy(at, [destination, source, first, second, third, fourth, what, 0, 0, 0]);
     let pseudo = pseudo(addresses, protocol::TCP, 20);
     let check = if unfinished(check, addresses, protocol::TCP, length) {
         fold(pseudo)
@@ -326,7 +336,7 @@ fn unfinished(check: u16, addresses: u32, protocol: u8, length: u32) -> bool {
 /// Sum of a pseudo header.
 #[inline(always)]
 fn pseudo(addresses: u32, protocol: u8, length: u32) -> u32 {
-    let [high, low] = [(length >> 16) as u16, length as u16];
+    let [high, low] = [(length >> 16) as u16, (length & 0xffff) as u16];
     addresses
         .wrapping_add(u32::from(u16::from(protocol).to_be()))
         .wrapping_add(u32::from(high.to_be()))

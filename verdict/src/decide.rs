@@ -44,7 +44,9 @@ pub enum Stage {
     InnerExtensions,
     /// Everything but the fast path.
     Settle,
-    /// Looks whether an address is the endpoint's own.
+    /// Looks which ends of the packet are the endpoint's own.
+    Ends,
+    /// Looks whether an address is.
     Own,
     /// Judges neighbour discovery a pod sends.
     Discover,
@@ -74,6 +76,7 @@ impl Stage {
             Self::Extensions => packet::extensions(packet, &mut scratch.headers),
             Self::InnerExtensions => packet::extensions(packet, &mut scratch.inner),
             Self::Settle => scratch.reason = settle(packet, maps, scratch),
+            Self::Ends => ends(maps, scratch),
             Self::Own => scratch.own = owns(maps, scratch),
             Self::Discover => scratch.reason = discover(packet, maps, scratch),
             Self::IcmpError => scratch.reason = related::icmp_error(packet, maps, scratch),
@@ -119,7 +122,10 @@ fn write_down<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) {
     if record::is_first_fragment(headers) {
         record::first_fragment(packet, maps, headers, outcome);
     }
-    if !outcome.reason.passes() && record::deny(packet, maps, headers, record, outcome) && record.event == NO_EVENT {
+    if !outcome.reason.passes()
+        && record::deny(packet, maps, headers, record, outcome, scratch.moment.now)
+        && record.event == NO_EVENT
+    {
         record.event = event_kind::DENY;
     }
     if record.event != NO_EVENT {
@@ -251,8 +257,7 @@ fn settle<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) -> Re
         return reason;
     }
     let hook = scratch.hook;
-    scratch.owned.source = ask_own(packet, maps, scratch, scratch.headers.source);
-    scratch.owned.destination = ask_own(packet, maps, scratch, scratch.headers.destination);
+    packet.stage(maps, scratch, Stage::Ends);
     if let Some(reason) = spoof::check(config, &scratch.headers, scratch.owned, hook) {
         return reason;
     }
@@ -292,6 +297,20 @@ pub(crate) fn ask_own<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Sc
     scratch.asked = address;
     packet.stage(maps, scratch, Stage::Own);
     scratch.own
+}
+
+/// Which ends of the packet are the endpoint's own; none where its configuration is missing.
+#[inline(always)]
+fn ends<M: Maps>(maps: &M, scratch: &mut Scratch) {
+    let (mut source, mut destination) = (false, false);
+    if let Some(config) = maps.config(scratch.word.config) {
+        for (own, number) in config.addresses.iter().zip(0_u32..) {
+            let counts = number < config.address_count;
+            source |= counts & own.same(&scratch.headers.source);
+            destination |= counts & own.same(&scratch.headers.destination);
+        }
+    }
+    (scratch.owned.source, scratch.owned.destination) = (source, destination);
 }
 
 /// The stage of [`ask_own`].

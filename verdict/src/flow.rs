@@ -160,7 +160,7 @@ const fn term(number: u64, word: u32) -> u64 {
     (word as u64).wrapping_mul(factor(number))
 }
 
-/// The odd factor of a term: an output of the generator SplitMix64, known to the compiler.
+/// The odd factor of a term: an output of the generator `SplitMix64`, known to the compiler.
 #[inline(always)]
 const fn factor(number: u64) -> u64 {
     let mut factor = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);

@@ -18,9 +18,10 @@ use crate::{
     address::Address,
     decide,
     layout::{
-        ALTERNATIVES, ANSWERS, AddressEntry, AddressKey, Alternative, CONFIGS, CONFIRMED, Config, Counter, DENIES, DenyEntry,
-        DenyKey, ENDPOINTS, EXPIRIES, EndpointWord, Event, Flow, FlowKey, FragmentEntry, FragmentKey, LeaseKey,
-        NameKey, NetworkEntry, NetworkKey, PEER_EPOCHS, PortSet, RANGES, Range, RuleKey, TENTATIVE, Word, stat,
+        ALTERNATIVES, ANSWERS, AddressEntry, AddressKey, Alternative, CONFIGS, CONFIRMED, Config, Counter, DENIES,
+        DenyEntry, DenyKey, ENDPOINTS, EXPIRIES, EndpointWord, Event, Flow, FlowKey, FragmentEntry, FragmentKey,
+        LeaseKey, NameKey, NetworkEntry, NetworkKey, PEER_EPOCHS, PortSet, RANGES, Range, RuleKey, TENTATIVE, Word,
+        stat,
     },
     maps::{Hook, Maps, Packet},
 };
@@ -203,8 +204,17 @@ impl MemMaps {
     pub fn decide_and_answer(&self, hook: Hook, packet: &Slice<'_>) -> (Verdict, Vec<u8>) {
         let mut scratch = Scratch::new();
         let verdict = decide(packet, self, &mut scratch, hook);
-        let mut frame: Vec<u8> = scratch.answer().words().iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let length = if verdict.reason.passes() { 0 } else { scratch.answer().length() };
+        let mut frame: Vec<u8> = scratch
+            .answer()
+            .words()
+            .iter()
+            .flat_map(|word| word.to_ne_bytes())
+            .collect();
+        let length = if verdict.reason.passes() {
+            0
+        } else {
+            scratch.answer().length()
+        };
         frame.truncate(usize::try_from(length).unwrap_or(0));
         (verdict, frame)
     }
@@ -403,7 +413,9 @@ impl Maps for MemMaps {
     }
 
     fn answers(&self, index: u32) -> Option<&Word<u64>> {
-        let budgets = self.answers.get_or_init(|| (0..ANSWERS).map(|_| Word::default()).collect());
+        let budgets = self
+            .answers
+            .get_or_init(|| (0..ANSWERS).map(|_| Word::default()).collect());
         budgets.get(usize::try_from(index).ok()?)
     }
 

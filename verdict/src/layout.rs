@@ -125,7 +125,11 @@ pub mod action {
             ALLOW => VERDICT | DRAIN | KEEP,
             _ => VERDICT | REJECT | DEFAULT | DRAIN | KEEP,
         };
-        if action & !known == 0 { Some(action & VERDICT) } else { None }
+        if action & !known == 0 {
+            Some(action & VERDICT)
+        } else {
+            None
+        }
     }
 }
 

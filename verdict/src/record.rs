@@ -183,9 +183,16 @@ pub fn close<P: Packet, M: Maps>(packet: &P, maps: &M, key: &FlowKey, flow: &Flo
     });
 }
 
-/// Counts a denial in its record, or begins one; true when it began one.
+/// Counts a denial in its record, or begins one; true when it began one. `now` is the coarse clock as the decision read it.
 #[inline(always)]
-pub fn deny<P: Packet, M: Maps>(packet: &P, maps: &M, headers: &Headers, record: &Record, outcome: Outcome) -> bool {
+pub fn deny<P: Packet, M: Maps>(
+    packet: &P,
+    maps: &M,
+    headers: &Headers,
+    record: &Record,
+    outcome: Outcome,
+    now: u64,
+) -> bool {
     let ends = ends(headers, record);
     let key = DenyKey {
         source: *ends.source,
@@ -201,7 +208,7 @@ pub fn deny<P: Packet, M: Maps>(packet: &P, maps: &M, headers: &Headers, record:
     if let Some(entry) = maps.denied(&key) {
         maps.add(&entry.count, 1);
         maps.add(&entry.bytes, u64::from(length));
-        entry.last.set(maps.now());
+        entry.last.set(now);
         entry.source_identity.set(record.source_identity);
         entry.destination_identity.set(record.destination_identity);
         entry.slot.set(record.slot);
@@ -212,7 +219,7 @@ pub fn deny<P: Packet, M: Maps>(packet: &P, maps: &M, headers: &Headers, record:
         count: Word::new(1),
         bytes: Word::new(u64::from(length)),
         first: Word::new(maps.boot_time()),
-        last: Word::new(maps.now()),
+        last: Word::new(now),
         source_identity: Word::new(record.source_identity),
         destination_identity: Word::new(record.destination_identity),
         slot: Word::new(record.slot),

@@ -14,8 +14,8 @@
 use std::collections::BTreeSet;
 
 use bulkhead_policy::model::{
-    self, Answer, Direction, LabelSelector, Manner, Match, NamespaceMatch, PodMatch, Policy, PolicyKey, PolicyKind, Rule,
-    Tier as PolicyTier,
+    self, Answer, Direction, LabelSelector, Manner, Match, NamespaceMatch, PodMatch, Policy, PolicyKey, PolicyKind,
+    Rule, Tier as PolicyTier,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector as KubernetesSelector, ObjectMeta};
 use serde::de::DeserializeOwned;

@@ -13,9 +13,10 @@ use std::{
 use bulkhead_policy::{
     compiler::Compiler,
     model::{
-        Action, Attachment, Direction, LabelSelector, Match, Mode, NamespaceMatch, Node, Object, Operator, Peer,
-        PodMatch, Policy, PolicyKey, PolicyKind, PortMatch, Protocol, Requirement, Rule, Tier, Workload, WorkloadKey,
-        Zone, Manner},
+        Action, Attachment, Direction, LabelSelector, Manner, Match, Mode, NamespaceMatch, Node, Object, Operator,
+        Peer, PodMatch, Policy, PolicyKey, PolicyKind, PortMatch, Protocol, Requirement, Rule, Tier, Workload,
+        WorkloadKey, Zone,
+    },
     state::State,
 };
 use bulkhead_testbed::{Plan, Pod, PodPlan, Running, Testnet, client::Client, testnet};

@@ -281,7 +281,11 @@ impl Machine {
         options.data_in = Some(&sent.frame);
         options.data_out = Some(&mut frame);
         options.ctx_in = Some(&context);
-        let name = if sent.hook == Hook::FromPod { "from_pod" } else { "to_pod" };
+        let name = if sent.hook == Hook::FromPod {
+            "from_pod"
+        } else {
+            "to_pod"
+        };
         let program: &mut SchedClassifier = self.object.program_mut(name).unwrap().try_into().unwrap();
         let result = program.test_run(options).unwrap();
         let returned = result.return_value.cast_signed();
@@ -300,7 +304,10 @@ impl Machine {
             let wanted = if verdict.reason.passes() { -1 } else { 2 };
             assert_eq!(returned, wanted, "what the program returned for {verdict:?}");
         }
-        assert!(answer.is_empty() || !verdict.reason.passes(), "{verdict:?} was answered");
+        assert!(
+            answer.is_empty() || !verdict.reason.passes(),
+            "{verdict:?} was answered"
+        );
         (verdict, answer)
     }
 

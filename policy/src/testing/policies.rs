@@ -11,8 +11,8 @@ use proptest::{
 
 use super::{ACCOUNTS, BLOCKS, GROUPS, NAMESPACES, PORT_NAMES, PORTS, PROTOCOLS, block, service_key, text};
 use crate::model::{
-    Action, Answer, Direction, Guard, IcmpMessage, IcmpVersion, LabelSelector, Manner, Match, Mode, NamespaceMatch, OnChange, Operator, Peer,
-    PodMatch, Policy, PolicyKey, PolicyKind, PortMatch, Requirement, Rule, Side, Tier,
+    Action, Answer, Direction, Guard, IcmpMessage, IcmpVersion, LabelSelector, Manner, Match, Mode, NamespaceMatch,
+    OnChange, Operator, Peer, PodMatch, Policy, PolicyKey, PolicyKind, PortMatch, Requirement, Rule, Side, Tier,
 };
 
 fn selector(keys: &'static [&'static str]) -> impl Strategy<Value = LabelSelector> {
@@ -106,7 +106,14 @@ fn mode() -> impl Strategy<Value = Mode> {
 
 fn manner() -> impl Strategy<Value = Manner> {
     let answer = select(&[Answer::Drop, Answer::Reject][..]);
-    let on_change = select(&[OnChange::Reevaluate, OnChange::Reevaluate, OnChange::Drain, OnChange::Keep][..]);
+    let on_change = select(
+        &[
+            OnChange::Reevaluate,
+            OnChange::Reevaluate,
+            OnChange::Drain,
+            OnChange::Keep,
+        ][..],
+    );
     (answer, on_change).prop_map(|(answer, on_change)| Manner { answer, on_change })
 }
 
@@ -149,6 +156,15 @@ fn directions() -> impl Strategy<Value = BTreeSet<Direction>> {
     })
 }
 
+fn kind(in_tier: bool, ours: bool) -> PolicyKind {
+    match (in_tier, ours) {
+        (true, false) => PolicyKind::NetworkPolicy,
+        (true, true) => PolicyKind::SegmentPolicy,
+        (false, false) => PolicyKind::ClusterNetworkPolicy,
+        (false, true) => PolicyKind::ClusterSegmentPolicy,
+    }
+}
+
 /// A policy of any kind.
 pub fn policy() -> impl Strategy<Value = Policy> {
     let tier = prop_oneof![
@@ -188,12 +204,7 @@ pub fn policy() -> impl Strategy<Value = Policy> {
                 )| {
                     let in_tier = tier == Tier::NetworkPolicy;
                     let key = PolicyKey {
-                        kind: match (in_tier, ours) {
-                            (true, false) => PolicyKind::NetworkPolicy,
-                            (true, true) => PolicyKind::SegmentPolicy,
-                            (false, false) => PolicyKind::ClusterNetworkPolicy,
-                            (false, true) => PolicyKind::ClusterSegmentPolicy,
-                        },
+                        kind: kind(in_tier, ours),
                         namespace: if in_tier { namespace.clone() } else { String::new() },
                         name,
                     };

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use bulkhead_policy::{
     digest::Digest,
     intern::Name,
-    model::{Attachment, Builtin, Direction, Guard, PolicyKey, PolicyKind, RuleName, WorkloadKey, Manner},
+    model::{Attachment, Builtin, Direction, Guard, Manner, PolicyKey, PolicyKind, RuleName, WorkloadKey},
     plan::{
         Capacity, Limits, LocalEndpoint, LocalEndpoints, MapDump, MapOp, MapWriter, PlanError, Planner, Problem, Usage,
     },

@@ -11,7 +11,7 @@ use std::{
 
 use bulkhead_policy::{
     digest::Digest,
-    model::{Attachment, Builtin, Direction, Guard, PolicyKey, PolicyKind, RuleName, Side, WorkloadKey, Manner},
+    model::{Attachment, Builtin, Direction, Guard, Manner, PolicyKey, PolicyKind, RuleName, Side, WorkloadKey},
     plan::{LocalEndpoint, LocalEndpoints},
     state::{
         AddressKind, Alternative, Binding, Decision, Endpoint, Identity, Network, PeerId, PortSet, Range, Ruleset,

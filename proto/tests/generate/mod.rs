@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use bulkhead_policy::{
     digest::Digest,
-    model::{Attachment, Builtin, Direction, Guard, PolicyKey, PolicyKind, RuleName, Side, WorkloadKey, Zone, Answer, Manner, OnChange},
+    model::{
+        Answer, Attachment, Builtin, Direction, Guard, Manner, OnChange, PolicyKey, PolicyKind, RuleName, Side,
+        WorkloadKey, Zone,
+    },
     state::{
         AddressKind, Alternative, Binding, Decision, Delta, Endpoint, Identity, Network, PeerId, PortSet, Range,
         Resource, ResourceName, Ruleset, State,

@@ -40,7 +40,11 @@ fn answer_to_live(net: &Net, frame: &[u8]) -> Vec<u8> {
     let rejected = world.port_set(&[reject(1)]);
     let mut maps = maps(&world);
     from(&maps, A, &by_a(net, net.c).tcp(CLIENT, 80, SYN).build());
-    to(&maps, A, &host::frame::frame(net.c, net.a).tcp(80, CLIENT, SYN | ACK).build());
+    to(
+        &maps,
+        A,
+        &host::frame::frame(net.c, net.a).tcp(80, CLIENT, SYN | ACK).build(),
+    );
     let key = RuleKey {
         ruleset: EGRESS + A,
         peer: who::C,
@@ -106,7 +110,11 @@ fn sound(frame: &[u8]) -> bool {
     } else {
         sum(&[addresses, &pseudo(frame), transport])
     };
-    let header = if frame[12] == 0x86 { 0xffff } else { sum(&[&frame[14..34]]) };
+    let header = if frame[12] == 0x86 {
+        0xffff
+    } else {
+        sum(&[&frame[14..34]])
+    };
     whole == 0xffff && header == 0xffff
 }
 
@@ -144,10 +152,17 @@ fn a_reset_is_what_the_sender_accepts() {
         turned(&net, &reply);
         assert!(sound(&reply), "{}", net.name);
         let seen = headers(&reply);
-        assert_eq!((seen.source_port, seen.destination_port), (80_u16.to_be(), CLIENT.to_be()));
+        assert_eq!(
+            (seen.source_port, seen.destination_port),
+            (80_u16.to_be(), CLIENT.to_be())
+        );
         assert_eq!(seen.tcp_flags, RST | ACK);
         let at = reply.len() - 20;
-        assert_eq!(reply[at + 4..at + 12], [0, 0, 0, 0, 0, 0, 0, 4], "the SYN and five bytes");
+        assert_eq!(
+            reply[at + 4..at + 12],
+            [0, 0, 0, 0, 0, 0, 0, 4],
+            "the SYN and five bytes"
+        );
 
         let mut frame = by_a(&net, net.c).tcp(CLIENT, 80, ACK).payload(5).build();
         let at = frame.len() - 25;
@@ -156,7 +171,11 @@ fn a_reset_is_what_the_sender_accepts() {
         assert!(sound(&reply), "{}", net.name);
         assert_eq!(headers(&reply).tcp_flags, RST);
         let at = reply.len() - 20;
-        assert_eq!(reply[at + 4..at + 12], [1, 2, 3, 4, 0, 0, 0, 0], "what the sender expects next");
+        assert_eq!(
+            reply[at + 4..at + 12],
+            [1, 2, 3, 4, 0, 0, 0, 0],
+            "what the sender expects next"
+        );
     }
 }
 

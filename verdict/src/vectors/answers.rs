@@ -19,7 +19,12 @@ pub(super) fn vectors() -> Vec<Vector> {
     let mut vectors = Vec::new();
     for net in nets() {
         vectors.extend([sent(&net), received(&net), unanswerable(&net), cut(&net), budget(&net)]);
-        vectors.extend([keep(&net), keep_what_was_allowed(&net), drain(&net), explicit_denial(&net)]);
+        vectors.extend([
+            keep(&net),
+            keep_what_was_allowed(&net),
+            drain(&net),
+            explicit_denial(&net),
+        ]);
     }
     vectors
 }
@@ -36,9 +41,24 @@ fn rejecting() -> World {
 fn sent(net: &Net) -> Vector {
     let answer = || frame(net.c, net.a).tcp(80, CLIENT, RST | ACK).build();
     Story::new(format!("a rule rejects what the pod sends, {}", net.name), rejecting())
-        .from(A, by_a(net, net.c).tcp(CLIENT, 80, SYN).build(), Reason::PolicyDenied, 510)
-        .from(A, by_a(net, net.c).tcp(CLIENT, 80, SYN).payload(33).build(), Reason::PolicyDenied, 510)
-        .from(A, by_a(net, net.c).udp(CLIENT, 53).payload(1200).build(), Reason::PolicyDenied, 510)
+        .from(
+            A,
+            by_a(net, net.c).tcp(CLIENT, 80, SYN).build(),
+            Reason::PolicyDenied,
+            510,
+        )
+        .from(
+            A,
+            by_a(net, net.c).tcp(CLIENT, 80, SYN).payload(33).build(),
+            Reason::PolicyDenied,
+            510,
+        )
+        .from(
+            A,
+            by_a(net, net.c).udp(CLIENT, 53).payload(1200).build(),
+            Reason::PolicyDenied,
+            510,
+        )
         .from(A, by_a(net, net.c).echo_request(7).build(), Reason::PolicyDenied, 510)
         .to(A, answer(), Reason::MidStream, rule::NONE)
         .to(A, answer(), Reason::Answer, rule::NONE)
@@ -49,13 +69,31 @@ fn sent(net: &Net) -> Vector {
 /// What is sent to the pod is answered as if by the pod.
 fn received(net: &Net) -> Vector {
     let answer = by_a(net, net.c).tcp(80, CLIENT, RST | ACK).build();
-    Story::new(format!("a rule rejects what is sent to the pod, {}", net.name), rejecting())
-        .to(A, frame(net.c, net.a).tcp(CLIENT, 80, SYN).build(), Reason::PolicyDenied, 511)
-        .to(A, frame(net.c, net.a).udp(CLIENT, 53).build(), Reason::PolicyDenied, 511)
-        .to(A, frame(net.c, net.a).echo_request(7).build(), Reason::PolicyDenied, 511)
-        .from(A, answer, Reason::Answer, rule::NONE)
-        .as_answer()
-        .end()
+    Story::new(
+        format!("a rule rejects what is sent to the pod, {}", net.name),
+        rejecting(),
+    )
+    .to(
+        A,
+        frame(net.c, net.a).tcp(CLIENT, 80, SYN).build(),
+        Reason::PolicyDenied,
+        511,
+    )
+    .to(
+        A,
+        frame(net.c, net.a).udp(CLIENT, 53).build(),
+        Reason::PolicyDenied,
+        511,
+    )
+    .to(
+        A,
+        frame(net.c, net.a).echo_request(7).build(),
+        Reason::PolicyDenied,
+        511,
+    )
+    .from(A, answer, Reason::Answer, rule::NONE)
+    .as_answer()
+    .end()
 }
 
 /// Nobody is told anything about other protocols, and of what has IP options no header is repeated.
@@ -65,12 +103,27 @@ fn unanswerable(net: &Net) -> Vector {
         .from(A, by_a(net, net.c).protocol(47).build(), Reason::PolicyDenied, 510);
     if net.a.is_ipv4() {
         story
-            .from(A, by_a(net, net.c).options(2).udp(CLIENT, 53).build(), Reason::PolicyDenied, 510)
-            .from(A, by_a(net, net.c).udp(CLIENT, 53).fragment(9, 0, true).build(), Reason::PolicyDenied, 510)
+            .from(
+                A,
+                by_a(net, net.c).options(2).udp(CLIENT, 53).build(),
+                Reason::PolicyDenied,
+                510,
+            )
+            .from(
+                A,
+                by_a(net, net.c).udp(CLIENT, 53).fragment(9, 0, true).build(),
+                Reason::PolicyDenied,
+                510,
+            )
             .end()
     } else {
         story
-            .from(A, by_a(net, net.c).extension(60, &[0; 6]).udp(CLIENT, 53).build(), Reason::PolicyDenied, 510)
+            .from(
+                A,
+                by_a(net, net.c).extension(60, &[0; 6]).udp(CLIENT, 53).build(),
+                Reason::PolicyDenied,
+                510,
+            )
             .end()
     }
 }
@@ -81,30 +134,53 @@ fn cut(net: &Net) -> Vector {
     let rejected = world.port_set(&[reject(512)]);
     let data = by_a(net, net.c).tcp(CLIENT, 80, ACK).payload(100).build();
     let theirs = frame(net.c, net.a).tcp(80, CLIENT, ACK).payload(100).build();
-    Story::new(format!("a live flow is cut by a rule that rejects, {}", net.name), world)
-        .from(A, by_a(net, net.c).tcp(CLIENT, 80, SYN).build(), Reason::Allowed, ALLOW_ALL)
-        .to(A, frame(net.c, net.a).tcp(80, CLIENT, SYN | ACK).build(), Reason::Established, ALLOW_ALL)
-        .change(Change::Rule(
-            RuleKey {
-                ruleset: EGRESS + A,
-                peer: who::C,
-            },
-            rejected,
-        ))
-        .republish(A, 2)
-        .to(A, theirs, Reason::Revoked, 512)
-        .from(A, data, Reason::PolicyDenied, 512)
-        .from(A, by_a(net, net.c).tcp(CLIENT, 80, FIN | ACK).build(), Reason::PolicyDenied, 512)
-        .from(A, by_a(net, net.c).tcp(CLIENT, 80, RST).build(), Reason::PolicyDenied, 512)
-        .end()
+    Story::new(
+        format!("a live flow is cut by a rule that rejects, {}", net.name),
+        world,
+    )
+    .from(
+        A,
+        by_a(net, net.c).tcp(CLIENT, 80, SYN).build(),
+        Reason::Allowed,
+        ALLOW_ALL,
+    )
+    .to(
+        A,
+        frame(net.c, net.a).tcp(80, CLIENT, SYN | ACK).build(),
+        Reason::Established,
+        ALLOW_ALL,
+    )
+    .change(Change::Rule(
+        RuleKey {
+            ruleset: EGRESS + A,
+            peer: who::C,
+        },
+        rejected,
+    ))
+    .republish(A, 2)
+    .to(A, theirs, Reason::Revoked, 512)
+    .from(A, data, Reason::PolicyDenied, 512)
+    .from(
+        A,
+        by_a(net, net.c).tcp(CLIENT, 80, FIN | ACK).build(),
+        Reason::PolicyDenied,
+        512,
+    )
+    .from(
+        A,
+        by_a(net, net.c).tcp(CLIENT, 80, RST).build(),
+        Reason::PolicyDenied,
+        512,
+    )
+    .end()
 }
 
 /// A flood is answered fifty times.
 fn budget(net: &Net) -> Vector {
     let mut story = Story::new(format!("answers have a budget, {}", net.name), rejecting())
         .host_only("the budget fills again while the kernel's test runs");
-    for port in 0..60 {
-        let packet = by_a(net, net.c).udp(CLIENT, 1000 + port).build();
+    for port in 1000..1060 {
+        let packet = by_a(net, net.c).udp(CLIENT, port).build();
         story = story.from(A, packet, Reason::PolicyDenied, 510);
     }
     story.end()
@@ -131,7 +207,12 @@ fn with(action: u8, one: Alternative) -> Alternative {
 fn opened(net: &Net, name: &str, world: World, rule: u32) -> (Story, Vec<u8>) {
     let story = Story::new(format!("{name}, {}", net.name), world)
         .from(A, by_a(net, net.c).tcp(CLIENT, 80, SYN).build(), Reason::Allowed, rule)
-        .to(A, frame(net.c, net.a).tcp(80, CLIENT, SYN | ACK).build(), Reason::Established, rule);
+        .to(
+            A,
+            frame(net.c, net.a).tcp(80, CLIENT, SYN | ACK).build(),
+            Reason::Established,
+            rule,
+        );
     (story, by_a(net, net.c).tcp(CLIENT, 80, ACK).build())
 }
 
@@ -146,7 +227,12 @@ fn keep(net: &Net) -> Vector {
         .republish(A, 2)
         .from(A, data.clone(), Reason::Kept, 520)
         .from(A, data.clone(), Reason::Established, ALLOW_ALL)
-        .from(A, by_a(net, net.c).tcp(CLIENT + 1, 80, SYN).build(), Reason::PolicyDenied, 520)
+        .from(
+            A,
+            by_a(net, net.c).tcp(50_000, 80, SYN).build(),
+            Reason::PolicyDenied,
+            520,
+        )
         .republish(A, 3)
         .to(A, frame(net.c, net.a).tcp(80, CLIENT, ACK).build(), Reason::Kept, 520)
         .change(denied)
@@ -200,7 +286,7 @@ fn drain(net: &Net) -> Vector {
         .from(A, data.clone(), Reason::Established, ALLOW_ALL)
         .republish(A, 3)
         .from(A, data.clone(), Reason::Kept, 526)
-        .change(Change::Wait(half - 1))
+        .change(Change::Wait(half.saturating_sub(1)))
         .from(A, data.clone(), Reason::Established, ALLOW_ALL)
         .change(Change::Wait(1))
         .from(A, data.clone(), Reason::Revoked, 526)
