@@ -13,8 +13,12 @@ mod clock;
 mod packet;
 mod stage;
 mod state;
+mod xdp;
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
 use bulkhead_verdict::{decide, maps::Hook};
 
 use crate::{packet::Skb, state::Kernel};
@@ -34,6 +38,12 @@ pub fn from_pod(context: TcContext) -> i32 {
 #[classifier]
 pub fn to_pod(context: TcContext) -> i32 {
     run(&context, Hook::ToPod)
+}
+
+/// What comes in by an uplink.
+#[xdp(frags)]
+pub fn uplink(context: XdpContext) -> u32 {
+    xdp::run(context.ctx)
 }
 
 /// Nothing: the floor that measurements compare with.
