@@ -72,6 +72,18 @@ pub fn bench_mutate(context: TcContext) -> i32 {
     }
 }
 
+/// For measurements: an uplink's program that does nothing.
+#[xdp(frags)]
+pub fn bench_uplink_empty(_context: XdpContext) -> u32 {
+    xdp::action::PASS
+}
+
+/// For measurements: an uplink's program with a longest-prefix trie.
+#[xdp(frags)]
+pub fn bench_uplink_lpm(context: XdpContext) -> u32 {
+    bench::lpm(context.ctx)
+}
+
 /// Judges one packet.
 #[inline(always)]
 fn run(context: &TcContext, hook: Hook) -> i32 {

@@ -69,6 +69,12 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
+    /// The frame of a program's context.
+    #[inline(always)]
+    pub(crate) fn new(context: *mut xdp_md) -> Self {
+        Self { context }
+    }
+
     /// First byte and the byte behind the last one that is readable.
     #[inline(always)]
     fn bounds(&self) -> (usize, usize) {
@@ -247,7 +253,7 @@ impl Tables for Uplink {
 #[inline(always)]
 pub(crate) fn run(context: *mut xdp_md) -> u32 {
     let mut headers = Headers::default();
-    match judge(&Linear { context }, &Uplink, &mut headers) {
+    match judge(&Linear::new(context), &Uplink, &mut headers) {
         Answer::Next => action::PASS,
         Answer::Drop(_) => action::DROP,
         Answer::Challenge(number) => reply(context, &headers, number),
@@ -259,7 +265,7 @@ pub(crate) fn run(context: *mut xdp_md) -> u32 {
 fn reply(context: *mut xdp_md, headers: &Headers, number: u32) -> u32 {
     let mut bytes = [0; CHALLENGE_MAX];
     let length = challenge(headers, number, &mut bytes);
-    let frame = Linear { context };
+    let frame = Linear::new(context);
     // The SYN is at least as long as the challenge: that much of it was read. The driver cannot always cut, and what is not
     // answered is lost as a SYN is in a flood: its client sends it again.
     // SAFETY: the context is valid; pointers into the frame are read anew afterwards.
