@@ -164,11 +164,10 @@ impl fmt::Debug for DropEntry {
 }
 
 impl Limit {
-    /// So many connections in a second, with so many at once; both at least 1.
-    pub const fn per_second(rate: u32, burst: u32) -> Self {
-        let rate = if rate == 0 { 1 } else { rate };
-        let burst = if burst == 0 { 1 } else { burst };
-        let interval = match 1_000_000_000_u64.checked_div(rate as u64) {
+    /// So many connections in so many seconds, with so many at once; all at least 1.
+    pub const fn of(count: u32, seconds: u32, burst: u32) -> Self {
+        let count = if count == 0 { 1 } else { count };
+        let interval = match (seconds as u64).saturating_mul(1_000_000_000).checked_div(count as u64) {
             Some(0) | None => 1,
             Some(interval) => interval,
         };
@@ -225,15 +224,15 @@ mod tests {
     #[test]
     fn a_limit_is_never_zero_time() {
         assert_eq!(
-            Limit::per_second(100, 200),
+            Limit::of(100, 1, 200),
             Limit {
                 interval: 10_000_000,
                 tolerance: 1_990_000_000
             }
         );
-        assert_eq!(Limit::per_second(u32::MAX, 1).interval, 1);
+        assert_eq!(Limit::of(u32::MAX, 1, 1).interval, 1);
         assert_eq!(
-            Limit::per_second(0, 0),
+            Limit::of(0, 1, 0),
             Limit {
                 interval: 1_000_000_000,
                 tolerance: 0

@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_bucket_gives_its_burst_and_then_its_rate() {
-        let limit = Limit::per_second(10, 3);
+        let limit = Limit::of(10, 1, 3);
         let bucket = Word::new(0);
         let second = 1_000_000_000;
         assert!((0..3).all(|_| take(&limit, &bucket, second)), "the burst");
