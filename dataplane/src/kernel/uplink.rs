@@ -249,6 +249,20 @@ impl Uplink {
         })
     }
 
+    /// Publishes what is to be done, with a fresh secret; that of a predecessor stays, so that sources it challenged can answer.
+    pub(crate) fn set_settings(&self, wanted: &Settings, fresh: [u64; 2]) -> Result<(), KernelError> {
+        let mut secret = self.maps.settings.get(&0)?.map_or([0; 2], |held| held.secret);
+        if secret == [0; 2] {
+            secret = fresh;
+        }
+        self.maps.settings.set(&0, &Settings { secret, ..*wanted })
+    }
+
+    /// Lets the counters of feeds begin anew.
+    pub(crate) fn forget_feed_counts(&self) -> Result<(), KernelError> {
+        self.maps.feeds.clear()
+    }
+
     fn pin(&self, ifindex: u32, mode: Mode) -> PathBuf {
         self.links.join(format!("{ifindex}-{}", mode.name()))
     }

@@ -8,7 +8,10 @@ use hyper::{
     Request, Response, StatusCode, Uri,
     body::{Bytes, Incoming},
     client::conn::http1,
-    header::{ACCEPT, ETAG, HOST, HeaderName, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, LOCATION, USER_AGENT},
+    header::{
+        ACCEPT, ETAG, HOST, HeaderName, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, LOCATION,
+        USER_AGENT,
+    },
 };
 use hyper_util::rt::TokioIo;
 use rustls::{
@@ -88,7 +91,9 @@ impl Client {
             .context("choosing TLS versions")?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Self { tls: Some(Arc::new(config)) })
+        Ok(Self {
+            tls: Some(Arc::new(config)),
+        })
     }
 
     /// Asks for what is newer than `held`.
@@ -134,14 +139,20 @@ impl Client {
         let connecting = timeout(CONNECT_MAX, TcpStream::connect((bare, port)));
         let stream = match connecting.await {
             Ok(stream) => stream.with_context(|| format!("connecting to {host}:{port}"))?,
-            Err(_) => bail!("connecting to {host}:{port}: no answer within {} s", CONNECT_MAX.as_secs()),
+            Err(_) => bail!(
+                "connecting to {host}:{port}: no answer within {} s",
+                CONNECT_MAX.as_secs()
+            ),
         };
         let request = request(url, held)?;
         if !secure {
             return send(stream, request).await;
         }
         let config = self.tls.clone().with_context(|| {
-            format!("no certificates of authorities on this system ({}); give --feed-authorities", SYSTEM.join(", "))
+            format!(
+                "no certificates of authorities on this system ({}); give --feed-authorities",
+                SYSTEM.join(", ")
+            )
         })?;
         let name = ServerName::try_from(bare.to_owned()).with_context(|| format!("{host} is no name of a server"))?;
         let stream = TlsConnector::from(config)

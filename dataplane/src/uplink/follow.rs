@@ -136,7 +136,7 @@ fn watch(path: &Path, notices: mpsc::Sender<()>) -> Result<notify::RecommendedWa
     let folder = path.parent().context("a file without a folder")?;
     let mut watcher = notify::recommended_watcher(move |_event: notify::Result<notify::Event>| {
         // A notice that waits is enough.
-        drop(notices.try_send(()));
+        let _waiting = notices.try_send(());
     })?;
     watcher.watch(folder, RecursiveMode::NonRecursive)?;
     Ok(watcher)

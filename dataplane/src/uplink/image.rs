@@ -159,10 +159,18 @@ pub(crate) fn cell(feeds: &Feeds, network: u32) -> Cell {
                 }
             }
             let number = u32::from(number(index));
-            hosts.feed = if hosts.feed == 0 || hosts.feed == number { number } else { SEVERAL.into() };
+            hosts.feed = if hosts.feed == 0 || hosts.feed == number {
+                number
+            } else {
+                SEVERAL.into()
+            };
         }
     }
-    if hosts.feed == 0 { Cell::All(cell::NOTHING) } else { Cell::Some(hosts) }
+    if hosts.feed == 0 {
+        Cell::All(cell::NOTHING)
+    } else {
+        Cell::Some(hosts)
+    }
 }
 
 /// What an IPv6 /16 holds.
@@ -170,7 +178,10 @@ pub(crate) fn root(feeds: &Feeds, index: u32) -> Prefix {
     let address = u128::from(index) << 112;
     let feed = feeds.iter().position(|feed| feed.has_v6(address, 16));
     let classes = below(feeds, address, ROOT, |class| class.min(DIRECTORY));
-    Prefix { feed: feed.map_or(0, number).into(), below: classes }
+    Prefix {
+        feed: feed.map_or(0, number).into(),
+        below: classes,
+    }
 }
 
 /// What a longer IPv6 prefix holds; nothing when it holds nothing.
@@ -179,8 +190,15 @@ pub(crate) fn prefix(feeds: &Feeds, address: u128, class: u32) -> Option<Prefix>
     let feed = feeds
         .iter()
         .position(|feed| lengths.clone().any(|length| feed.has_v6(address, length)));
-    let classes = if class == DIRECTORY { below(feeds, address, DIRECTORY, |class| class) } else { 0 };
-    let prefix = Prefix { feed: feed.map_or(0, number).into(), below: classes };
+    let classes = if class == DIRECTORY {
+        below(feeds, address, DIRECTORY, |class| class)
+    } else {
+        0
+    };
+    let prefix = Prefix {
+        feed: feed.map_or(0, number).into(),
+        below: classes,
+    };
     (prefix != Prefix::default()).then_some(prefix)
 }
 

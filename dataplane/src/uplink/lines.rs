@@ -55,7 +55,10 @@ pub(crate) fn read(text: &str) -> Reading {
     let (mut v4, mut v6) = (Vec::new(), Vec::new());
     for (number, line) in text.lines().enumerate() {
         let content = line.split(['#', ';']).next().unwrap_or_default();
-        let Some(word) = content.split([' ', '\t', ',', '\r', '\u{feff}']).find(|word| !word.is_empty()) else {
+        let Some(word) = content
+            .split([' ', '\t', ',', '\r', '\u{feff}'])
+            .find(|word| !word.is_empty())
+        else {
             continue;
         };
         match prefix(word) {
@@ -65,7 +68,11 @@ pub(crate) fn read(text: &str) -> Reading {
                 reading.wrong += 1;
                 if reading.told.len() < TOLD {
                     let text = line.trim().chars().take(TOLD_BYTES).collect();
-                    reading.told.push(Wrong { line: number + 1, text, why });
+                    reading.told.push(Wrong {
+                        line: number + 1,
+                        text,
+                        why,
+                    });
                 }
             }
         }
@@ -116,7 +123,9 @@ pub(super) fn mask_v4(length: u8) -> u32 {
 
 /// The first bits of an IPv6 address.
 pub(super) fn mask_v6(length: u8) -> u128 {
-    u128::MAX.checked_shl(128_u32.saturating_sub(length.into())).unwrap_or(0)
+    u128::MAX
+        .checked_shl(128_u32.saturating_sub(length.into()))
+        .unwrap_or(0)
 }
 
 /// A line of either family.
@@ -136,7 +145,9 @@ impl Lines {
         v6.shrink_to_fit();
         Self {
             v4_lengths: v4.iter().fold(0, |mask, line| mask | 1 << (line & 0xff)),
-            v6_lengths: v6.iter().fold(0, |mask, (_, length)| mask | 1_u128.checked_shl((*length).into()).unwrap_or(0)),
+            v6_lengths: v6.iter().fold(0, |mask, (_, length)| {
+                mask | 1_u128.checked_shl((*length).into()).unwrap_or(0)
+            }),
             v4,
             v6,
         }
@@ -162,7 +173,9 @@ impl Lines {
     pub(super) fn changed(&self, other: &Self) -> Vec<Line> {
         let mut changed = Vec::new();
         differing(&self.v4, &other.v4, |line| changed.push(unpack(*line)));
-        differing(&self.v6, &other.v6, |(address, length)| changed.push(Line::V6(*address, *length)));
+        differing(&self.v6, &other.v6, |(address, length)| {
+            changed.push(Line::V6(*address, *length))
+        });
         changed
     }
 
@@ -187,7 +200,9 @@ impl Lines {
         let start = self.v4.partition_point(|line| *line < u64::from(first) << 8);
         let end = u64::from(last) << 8 | 0xff;
         let rest = self.v4.get(start..).unwrap_or_default();
-        rest.iter().take_while(move |line| **line <= end).map(|line| halves(*line))
+        rest.iter()
+            .take_while(move |line| **line <= end)
+            .map(|line| halves(*line))
     }
 
     /// The IPv6 lines whose address is in a prefix.
@@ -214,7 +229,10 @@ impl Lines {
 }
 
 fn halves(line: u64) -> (u32, u8) {
-    (u32::try_from(line >> 8).unwrap_or(u32::MAX), u8::try_from(line & 0xff).unwrap_or(u8::MAX))
+    (
+        u32::try_from(line >> 8).unwrap_or(u32::MAX),
+        u8::try_from(line & 0xff).unwrap_or(u8::MAX),
+    )
 }
 
 fn unpack(line: u64) -> Line {
@@ -272,13 +290,19 @@ mod tests {
         );
         assert_eq!(reading.wrong, 6);
         assert_eq!(reading.told.len(), TOLD);
-        assert_eq!(reading.told[0].to_string(), "line 9: \"no address\" is no address and no CIDR");
+        assert_eq!(
+            reading.told[0].to_string(),
+            "line 9: \"no address\" is no address and no CIDR"
+        );
         assert_eq!((reading.told[1].line, reading.told[2].line), (10, 11));
     }
 
     #[test]
     fn what_changed_is_found_from_both_sides() {
-        let (one, two) = (read("1.1.1.1\n1.1.1.2\n::1:1\n").lines, read("1.1.1.2\n1.1.1.3\n::1:2\n").lines);
+        let (one, two) = (
+            read("1.1.1.1\n1.1.1.2\n::1:1\n").lines,
+            read("1.1.1.2\n1.1.1.3\n::1:2\n").lines,
+        );
         assert_eq!(one.changed(&two).len(), 4);
         assert_eq!(two.changed(&one).len(), 4);
         assert!(one.changed(&one).is_empty());
@@ -289,7 +313,11 @@ mod tests {
     #[test]
     fn the_narrowest_line_is_named() {
         let lines = read("10.0.0.0/8\n10.1.0.0/16\n2001:db8::/32\n2001:db8::1").lines;
-        let covering = |text: &str| lines.covering(text.parse().unwrap()).map(|(ip, length)| format!("{ip}/{length}"));
+        let covering = |text: &str| {
+            lines
+                .covering(text.parse().unwrap())
+                .map(|(ip, length)| format!("{ip}/{length}"))
+        };
         assert_eq!(covering("10.1.2.3").as_deref(), Some("10.1.0.0/16"));
         assert_eq!(covering("10.2.2.3").as_deref(), Some("10.0.0.0/8"));
         assert_eq!(covering("11.2.2.3"), None);

@@ -82,21 +82,35 @@ impl UplinkMode {
 impl UplinkOptions {
     /// Room for entries of feeds, when there is anything to do at all.
     pub(crate) fn entries(&self) -> Option<u32> {
-        let limits = [self.limit_source_connections, self.limit_identity_connections, self.guard_syn];
+        let limits = [
+            self.limit_source_connections,
+            self.limit_identity_connections,
+            self.guard_syn,
+        ];
         if self.threat_feed.is_empty() && limits.iter().all(Option::is_none) {
             return None;
         }
-        Some(if self.threat_feed.is_empty() { 1 } else { self.feed_entries })
+        Some(if self.threat_feed.is_empty() {
+            1
+        } else {
+            self.feed_entries
+        })
     }
 
     /// Refuses two feeds of one name, and more than there are numbers for.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         if self.threat_feed.len() > usize::from(FEEDS) {
-            anyhow::bail!("--threat-feed: {} feeds, and there can be {FEEDS}", self.threat_feed.len());
+            anyhow::bail!(
+                "--threat-feed: {} feeds, and there can be {FEEDS}",
+                self.threat_feed.len()
+            );
         }
         for (index, feed) in self.threat_feed.iter().enumerate() {
             if self.threat_feed.iter().take(index).any(|other| other.name == feed.name) {
-                anyhow::bail!("--threat-feed: two feeds are called {}; counts and logs could not tell them apart", feed.name);
+                anyhow::bail!(
+                    "--threat-feed: two feeds are called {}; counts and logs could not tell them apart",
+                    feed.name
+                );
             }
         }
         Ok(())
@@ -150,7 +164,10 @@ impl FromStr for FeedOption {
                 _ => return Err(format!("{source}: neither /ABSOLUTE/PATH nor http://… or https://…")),
             }
         };
-        Ok(Self { name: name.to_owned(), source })
+        Ok(Self {
+            name: name.to_owned(),
+            source,
+        })
     }
 }
 
@@ -162,7 +179,9 @@ impl FromStr for Cidr {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        lines::prefix_of_any_length(text).map(|(address, length)| Self(address, length)).map_err(|why| format!("{text} {why}"))
+        lines::prefix_of_any_length(text)
+            .map(|(address, length)| Self(address, length))
+            .map_err(|why| format!("{text} {why}"))
     }
 }
 
@@ -197,7 +216,11 @@ impl FromStr for Rate {
             "h" => 3600,
             _ => return Err(wrong()),
         };
-        let number = |text: &str| text.parse::<u32>().ok().filter(|number| (1..=RATE_MAX).contains(number));
+        let number = |text: &str| {
+            text.parse::<u32>()
+                .ok()
+                .filter(|number| (1..=RATE_MAX).contains(number))
+        };
         let count = number(count).ok_or_else(wrong)?;
         let burst = match burst {
             Some(burst) => number(burst).ok_or_else(wrong)?,
@@ -222,10 +245,39 @@ mod tests {
     #[test]
     fn rates_have_a_unit_and_may_have_a_burst() {
         let rate = |text: &str| text.parse::<Rate>();
-        assert_eq!(rate("100/s"), Ok(Rate { count: 100, seconds: 1, burst: 100 }));
-        assert_eq!(rate("6/m:burst=2"), Ok(Rate { count: 6, seconds: 60, burst: 2 }));
-        assert_eq!(rate("6/m:burst=2").unwrap().limit(), Limit { interval: 10_000_000_000, tolerance: 10_000_000_000 });
-        for text in ["", "100", "0/s", "100/d", "100/s:200", "100/s:burst=0", "-1/s", "99999999/s"] {
+        assert_eq!(
+            rate("100/s"),
+            Ok(Rate {
+                count: 100,
+                seconds: 1,
+                burst: 100
+            })
+        );
+        assert_eq!(
+            rate("6/m:burst=2"),
+            Ok(Rate {
+                count: 6,
+                seconds: 60,
+                burst: 2
+            })
+        );
+        assert_eq!(
+            rate("6/m:burst=2").unwrap().limit(),
+            Limit {
+                interval: 10_000_000_000,
+                tolerance: 10_000_000_000
+            }
+        );
+        for text in [
+            "",
+            "100",
+            "0/s",
+            "100/d",
+            "100/s:200",
+            "100/s:burst=0",
+            "-1/s",
+            "99999999/s",
+        ] {
             assert!(rate(text).is_err(), "{text}");
         }
     }
@@ -233,9 +285,23 @@ mod tests {
     #[test]
     fn a_feed_has_a_name_and_a_place() {
         let feed = |text: &str| text.parse::<FeedOption>();
-        assert_eq!(feed("drop=/etc/drop.txt").unwrap().source, Source::File("/etc/drop.txt".into()));
-        assert_eq!(feed("drop=https://lists.example/a?b=c").unwrap().source.to_string(), "https://lists.example/a?b=c");
-        for text in ["/etc/drop.txt", "=x", "Drop=/x", "a b=/x", "drop=x", "drop=ftp://h/x", "../x=/y"] {
+        assert_eq!(
+            feed("drop=/etc/drop.txt").unwrap().source,
+            Source::File("/etc/drop.txt".into())
+        );
+        assert_eq!(
+            feed("drop=https://lists.example/a?b=c").unwrap().source.to_string(),
+            "https://lists.example/a?b=c"
+        );
+        for text in [
+            "/etc/drop.txt",
+            "=x",
+            "Drop=/x",
+            "a b=/x",
+            "drop=x",
+            "drop=ftp://h/x",
+            "../x=/y",
+        ] {
             assert!(feed(text).is_err(), "{text}");
         }
     }

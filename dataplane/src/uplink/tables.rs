@@ -26,11 +26,16 @@ impl Store for &UplinkMaps {
     type Error = KernelError;
 
     fn cell(&self, network: u32) -> u8 {
-        let byte = usize::try_from(network).ok().and_then(|index| self.cells.bytes().get(index));
+        let byte = usize::try_from(network)
+            .ok()
+            .and_then(|index| self.cells.bytes().get(index));
         byte.map_or(0, |byte| byte.load(Ordering::Relaxed))
     }
     fn set_cell(&mut self, network: u32, byte: u8) {
-        if let Some(place) = usize::try_from(network).ok().and_then(|index| self.cells.bytes().get(index)) {
+        if let Some(place) = usize::try_from(network)
+            .ok()
+            .and_then(|index| self.cells.bytes().get(index))
+        {
             place.store(byte, Ordering::Release);
         }
     }
@@ -107,7 +112,11 @@ pub(crate) fn write<S: Store>(
         }
     }
     set.sort_by_key(|(key, _)| std::cmp::Reverse(key.class));
-    let roots: Vec<_> = touched.roots.iter().map(|index| (*index, image::root(feeds, *index))).collect();
+    let roots: Vec<_> = touched
+        .roots
+        .iter()
+        .map(|index| (*index, image::root(feeds, *index)))
+        .collect();
     writes += set.len() + gone.len() + roots.len();
     store.set_prefixes(&set)?;
     store.set_roots(&roots)?;
@@ -131,7 +140,8 @@ pub(crate) fn adopt(maps: &UplinkMaps, feeds: &Feeds) -> Result<u64, KernelError
             touched.cells.extend(u32::try_from(index));
         }
     }
-    maps.prefixes.for_each(|key: PrefixKey, _| touched.prefixes.push(image::prefix_of(&key)))?;
+    maps.prefixes
+        .for_each(|key: PrefixKey, _| touched.prefixes.push(image::prefix_of(&key)))?;
     maps.roots.for_each(|index, root: Prefix| {
         if root != Prefix::default() {
             touched.roots.push(index);

@@ -25,7 +25,7 @@ impl Store for MemTables {
         Ok(())
     }
     fn remove_hosts(&mut self, networks: &[u32]) -> Result<(), Infallible> {
-        networks.iter().for_each(|network| drop(self.hosts.remove(network)));
+        self.hosts.retain(|network, _| !networks.contains(network));
         Ok(())
     }
     fn set_roots(&mut self, roots: &[(u32, Prefix)]) -> Result<(), Infallible> {
@@ -37,7 +37,7 @@ impl Store for MemTables {
         Ok(())
     }
     fn remove_prefixes(&mut self, keys: &[PrefixKey]) -> Result<(), Infallible> {
-        keys.iter().for_each(|key| drop(self.prefixes.remove(key)));
+        self.prefixes.retain(|key, _| !keys.contains(key));
         Ok(())
     }
 }
@@ -67,7 +67,11 @@ fn address() -> impl Strategy<Value = IpAddr> {
 fn tidy(tables: &MemTables, feeds: &Feeds) {
     let (hosts, prefixes) = Touched::needs(feeds);
     assert!(tables.hosts.len() <= hosts, "hosts: {} of {hosts}", tables.hosts.len());
-    assert!(tables.prefixes.len() <= prefixes, "prefixes: {} of {prefixes}", tables.prefixes.len());
+    assert!(
+        tables.prefixes.len() <= prefixes,
+        "prefixes: {} of {prefixes}",
+        tables.prefixes.len()
+    );
     for network in tables.hosts.keys() {
         assert_eq!(tables.cells.get(network), Some(&cell::HOSTS));
     }
@@ -106,8 +110,13 @@ proptest! {
 
 #[test]
 fn one_line_is_few_writes_however_many_there_are() {
-    let many: String = (0..20_000_u32).map(|n| format!("{}\n", std::net::Ipv4Addr::from(0x0b00_0000 + n * 77))).collect();
-    let (old, new) = (Arc::new(read(&many).lines), Arc::new(read(&format!("{many}192.0.2.1\n")).lines));
+    let many: String = (0..20_000_u32)
+        .map(|n| format!("{}\n", std::net::Ipv4Addr::from(0x0b00_0000 + n * 77)))
+        .collect();
+    let (old, new) = (
+        Arc::new(read(&many).lines),
+        Arc::new(read(&format!("{many}192.0.2.1\n")).lines),
+    );
     let mut tables = MemTables::default();
     change(&mut tables, &[], &[old.clone()]).unwrap();
     // The hosts of its /24, and the byte that says that there are some.
