@@ -37,13 +37,14 @@ pub(crate) use self::state::State;
 use self::{
     follow::{News, Seen},
     lines::{Lines, Reading},
-    options::{FeedOption, UplinkOptions},
+    options::{FeedOption, UplinkMode, UplinkOptions},
     shelf::Shelf,
     state::Device,
 };
 use crate::{
     chain, clock,
-    kernel::{Exception, KernelError, Uplink},
+    endpoints::Netlink,
+    kernel::{Exception, KernelError, Mode, Uplink},
     memory,
 };
 
@@ -260,7 +261,10 @@ impl Uplinks {
             Ok(secret) => secret,
             // Challenges nobody can guess the number of are the point: without, nothing is begun.
             Err(error) => {
-                return tracing::error!("no secret for challenges: {error:?}; tried again in {} s", LOOK.as_secs());
+                return tracing::error!(
+                    "no secret for challenges: {error:?}; tried again in {} s",
+                    LOOK.as_secs()
+                );
             }
         };
         let exceptions = self.exceptions();
@@ -375,8 +379,27 @@ impl Uplinks {
         self.state.set_devices(devices);
     }
 
+    /// Modes to try on a device, in order. A veth device that sends a frame back in the driver loses it, unless the other end
+    /// has a program too: challenges would not arrive.
+    fn modes(&self, ifindex: u32) -> &'static [Mode] {
+        let chosen = self.options.uplink_mode;
+        if chosen != UplinkMode::Auto || self.options.guard_syn.is_none() {
+            return chosen.modes();
+        }
+        let veth = Netlink::open().and_then(|mut netlink| netlink.links()).map(|links| {
+            let link = links.iter().find(|link| link.index == ifindex);
+            link.is_some_and(|link| link.peer.is_some())
+        });
+        // A driver that cannot be asked about is one that can at least do this.
+        if veth.unwrap_or(true) {
+            UplinkMode::Generic.modes()
+        } else {
+            chosen.modes()
+        }
+    }
+
     fn attach_one(&self, ifindex: u32, name: &str, before: Option<&Device>) -> Device {
-        let mode = match self.kernel.attach(ifindex, self.options.uplink_mode.modes()) {
+        let mode = match self.kernel.attach(ifindex, self.modes(ifindex)) {
             Ok(mode) => {
                 tracing::info!(device = name, mode = mode.name(), "the uplink is looked at");
                 Ok(mode)

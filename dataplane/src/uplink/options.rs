@@ -59,7 +59,7 @@ pub(crate) struct UplinkOptions {
 /// See [`UplinkOptions::uplink_mode`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 pub(crate) enum UplinkMode {
-    /// In the driver; in the stack where the driver cannot
+    /// In the driver; in the stack where the driver cannot, and on veth devices with --guard-syn
     #[default]
     Auto,
     /// In the driver only
