@@ -14,6 +14,10 @@ use crate::{
 
 /// Offset of an IPv4 packet's source.
 const SOURCE_V4: usize = 26;
+/// Offset of the numbers of [`next_source`], behind Ethernet, IPv4 and UDP.
+const NUMBERS: usize = 42;
+/// Odd, so that multiplying by it is one to one; the benchmark makes its prefixes with the same.
+const SPREAD: u32 = 2_654_435_761;
 
 /// Offset of the source port behind Ethernet and IPv4 or IPv6 without options.
 const PORT_V4: usize = 34;
@@ -42,6 +46,30 @@ pub(crate) fn next_port(skb: &Skb) -> bool {
 /// IPv4 prefixes as a longest-prefix trie, which [`lpm`] looks into: what the uplink's tables are measured beside.
 #[aya_ebpf::macros::btf_map]
 static BENCH_LPM: LpmTrie<u32, u32, 1_048_576> = LpmTrie::new();
+
+/// Gives an IPv4 frame another source: the packet says how many there are, which is the first, and which was the last.
+/// False when it is too short.
+#[inline(always)]
+pub(crate) fn next_source(context: *mut xdp_md) -> bool {
+    let (start, end) = Linear::new(context).bounds();
+    if start + NUMBERS + 12 > end {
+        return false;
+    }
+    // SAFETY: inside the frame (checked above, and again by the verifier); frames may be unaligned, hence the calls.
+    unsafe {
+        let numbers = (start + NUMBERS) as *mut [u32; 3];
+        let [last, first, count] = numbers.read_unaligned();
+        if count == 0 {
+            return false;
+        }
+        let next = if last + 1 >= count { 0 } else { last + 1 };
+        numbers.write_unaligned([next, first, count]);
+        // One to one, and neighbours land far from each other.
+        let source = (first.wrapping_add(next)).wrapping_mul(SPREAD);
+        ((start + SOURCE_V4) as *mut u32).write_unaligned(source.to_be());
+    }
+    true
+}
 
 /// What an uplink's program with a trie would do: the source of an IPv4 packet, and nothing else.
 #[inline(always)]

@@ -27,6 +27,8 @@ use crate::{packet::Skb, state::Kernel};
 const NEXT: i32 = -1;
 /// Drop.
 const SHOT: i32 = 2;
+/// What an XDP program says that could not do its work.
+const ABORTED: u32 = 0;
 
 /// What a pod sends: the ingress hook of its host-side device.
 #[classifier]
@@ -72,16 +74,34 @@ pub fn bench_mutate(context: TcContext) -> i32 {
     }
 }
 
-/// For measurements: an uplink's program that does nothing.
+/// For measurements: the next source and nothing else.
 #[xdp(frags)]
-pub fn bench_uplink_empty(_context: XdpContext) -> u32 {
-    xdp::action::PASS
+pub fn bench_source(context: XdpContext) -> u32 {
+    if bench::next_source(context.ctx) {
+        xdp::action::PASS
+    } else {
+        ABORTED
+    }
 }
 
-/// For measurements: an uplink's program with a longest-prefix trie.
+/// For measurements: as [`uplink`], each time with the next source.
 #[xdp(frags)]
-pub fn bench_uplink_lpm(context: XdpContext) -> u32 {
-    bench::lpm(context.ctx)
+pub fn bench_uplink(context: XdpContext) -> u32 {
+    if bench::next_source(context.ctx) {
+        xdp::run(context.ctx)
+    } else {
+        ABORTED
+    }
+}
+
+/// For measurements: a longest-prefix trie, each time with the next source.
+#[xdp(frags)]
+pub fn bench_trie(context: XdpContext) -> u32 {
+    if bench::next_source(context.ctx) {
+        bench::lpm(context.ctx)
+    } else {
+        ABORTED
+    }
 }
 
 /// Judges one packet.

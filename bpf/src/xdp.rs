@@ -52,6 +52,8 @@ static BK_UP_KNOWN: LruHashMap<Address, u64, { KNOWN as usize }> = LruHashMap::n
 #[aya_ebpf::macros::btf_map]
 static BK_UP_DROP: LruHashMap<DropKey, DropEntry, { DROPS as usize }> = LruHashMap::new();
 #[aya_ebpf::macros::btf_map]
+static BK_UP_PACE: PerCpuArray<u64, 1> = PerCpuArray::new();
+#[aya_ebpf::macros::btf_map]
 static BK_UP_STATS: PerCpuArray<Counter, { COUNTERS as usize }> = PerCpuArray::new();
 #[aya_ebpf::macros::btf_map]
 static BK_UP_FEED: PerCpuArray<Counter, { COUNTERS as usize }> = PerCpuArray::new();
@@ -77,7 +79,7 @@ impl Linear {
 
     /// First byte and the byte behind the last one that is readable.
     #[inline(always)]
-    fn bounds(&self) -> (usize, usize) {
+    pub(crate) fn bounds(&self) -> (usize, usize) {
         let (start, end): (usize, usize);
         // SAFETY: the context lives as long as the program runs; loaded by hand for the reason `Skb::bounds` has.
         unsafe {
@@ -233,23 +235,30 @@ impl Tables for Uplink {
         add(BK_UP_FEED.get_ptr_mut(feed.into()), bytes);
     }
     #[inline(always)]
-    fn note(&self, key: &DropKey, bytes: u32) {
-        let entry = match BK_UP_DROP.get_ptr_mut(key) {
-            Some(entry) => entry,
-            None => {
-                // Another CPU may have been first; a count in an element that is another's by now is lost, never a verdict.
-                let _there = BK_UP_DROP.insert(key, DropEntry::default(), u64::from(BPF_NOEXIST));
-                let Some(entry) = BK_UP_DROP.get_ptr_mut(key) else {
-                    return;
-                };
-                entry
-            }
+    fn note(&self, key: &DropKey, bytes: u32, now: u64) -> bool {
+        let Some(entry) = BK_UP_DROP.get_ptr_mut(key) else {
+            return false;
         };
-        // SAFETY: as for `shared`.
+        // SAFETY: as for `shared`; a count in an element that is another's by now is lost, never a verdict.
         let entry = unsafe { &*entry };
         Kernel.add(&entry.count, 1);
         Kernel.add(&entry.bytes, u64::from(bytes));
-        entry.last.set(clock::boot());
+        entry.last.set(now);
+        true
+    }
+    #[inline(always)]
+    fn add_note(&self, key: &DropKey, bytes: u32, now: u64) {
+        let entry = DropEntry {
+            count: Word::new(1),
+            bytes: Word::new(u64::from(bytes)),
+            last: Word::new(now),
+        };
+        // Another CPU may have been first: this packet is then counted by reason and feed only.
+        let _there = BK_UP_DROP.insert(key, entry, u64::from(BPF_NOEXIST));
+    }
+    #[inline(always)]
+    fn pace(&self) -> Option<Self::Time> {
+        shared(BK_UP_PACE.get_ptr_mut(0))
     }
 }
 

@@ -12,6 +12,7 @@ mod programs;
 mod ring;
 mod sys;
 mod uplink;
+pub mod uplink_lab;
 mod writer;
 
 use std::{
@@ -214,10 +215,15 @@ impl Kernel {
     /// The same, with room for so many entries of feeds in each of the uplink's hashes; without, whatever an agent left on
     /// uplinks is taken off.
     pub fn with_uplinks(bpffs: &Path, entries: Option<u32>) -> Result<Self, KernelError> {
+        Self::with_trie(bpffs, entries, 1)
+    }
+
+    /// The same, with so many entries in the trie that benchmarks compare with.
+    fn with_trie(bpffs: &Path, entries: Option<u32>, trie: u32) -> Result<Self, KernelError> {
         let pins = Pins::open(bpffs)?;
         let found_pins = maps::check_pins(&pins.folder)?;
         let mut loader = EbpfLoader::new();
-        uplink::prepare(&mut loader, &pins.folder, entries)?;
+        uplink::prepare(&mut loader, &pins.folder, entries, trie)?;
         for spec in &maps::MAPS {
             loader.map_pin_path(spec.name, pins.folder.join(spec.name));
         }

@@ -27,7 +27,7 @@ const PROGRAM: &str = "uplink";
 pub(super) const LINKS: &str = "uplinks";
 
 /// Maps of the uplink's program.
-pub(super) const MAPS: [Spec; 13] = [
+pub(super) const MAPS: [Spec; 14] = [
     spec::<u32, Settings>("BK_UP_SETTINGS", map_type::ARRAY),
     spec::<u32, [u8; CELLS]>("BK_UP_CELL", map_type::ARRAY),
     spec::<u32, Hosts>("BK_UP_HOSTS", map_type::HASH),
@@ -39,13 +39,14 @@ pub(super) const MAPS: [Spec; 13] = [
     spec::<u32, u64>("BK_UP_TARGET", map_type::ARRAY),
     spec::<Address, u64>("BK_UP_KNOWN", map_type::LRU_HASH),
     spec::<DropKey, DropEntry>("BK_UP_DROP", map_type::LRU_HASH),
+    spec::<u32, u64>("BK_UP_PACE", map_type::PERCPU_ARRAY),
     spec::<u32, Counter>("BK_UP_STATS", map_type::PERCPU_ARRAY),
     spec::<u32, Counter>("BK_UP_FEED", map_type::PERCPU_ARRAY),
 ];
 /// Those whose size the person chooses.
 const SIZED: [&str; 2] = ["BK_UP_HOSTS", "BK_UP_PREFIX"];
 /// Only benchmarks use it.
-const BENCH: &str = "BENCH_LPM";
+pub(super) const BENCH: &str = "BENCH_LPM";
 
 /// Key of `BK_UP_EXCEPT`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable)]
@@ -135,10 +136,15 @@ pub(crate) struct Uplink {
     links: PathBuf,
 }
 
-/// Says what becomes of the uplink's maps while the object is loaded. Without `entries` they are as small as can be and
+/// Says what becomes of the uplink's maps, and how large the trie of benchmarks is, while the object is loaded. Without `entries` they are as small as can be and
 /// pinned nowhere; what an earlier agent pinned goes.
-pub(super) fn prepare(loader: &mut EbpfLoader<'_>, folder: &Path, entries: Option<u32>) -> Result<(), KernelError> {
-    loader.map_max_entries(BENCH, 1);
+pub(super) fn prepare(
+    loader: &mut EbpfLoader<'_>,
+    folder: &Path,
+    entries: Option<u32>,
+    trie: u32,
+) -> Result<(), KernelError> {
+    loader.map_max_entries(BENCH, trie);
     let Some(entries) = entries else {
         remove(folder)?;
         for spec in &MAPS {

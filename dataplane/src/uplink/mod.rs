@@ -8,6 +8,7 @@ mod fetch;
 mod follow;
 mod image;
 mod lines;
+pub(crate) mod measured;
 pub(crate) mod options;
 mod shelf;
 pub(crate) mod show;

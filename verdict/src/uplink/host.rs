@@ -53,6 +53,7 @@ pub struct MemTables {
     pub(super) counters: RefCell<HashMap<u8, Counter>>,
     pub(super) feeds: RefCell<HashMap<u8, Counter>>,
     pub(super) drops: RefCell<HashMap<DropKey, Counter>>,
+    pub(super) pace: Rc<Word<u64>>,
 }
 
 fn covers((network, length): (IpAddr, u8), address: &Address) -> bool {
@@ -164,7 +165,17 @@ impl Tables for MemTables {
     fn count_feed(&self, feed: u8, bytes: u32) {
         add(self.feeds.borrow_mut().entry(feed).or_default(), bytes);
     }
-    fn note(&self, key: &DropKey, bytes: u32) {
+    fn note(&self, key: &DropKey, bytes: u32, _now: u64) -> bool {
+        self.drops
+            .borrow_mut()
+            .get_mut(key)
+            .map(|counter| add(counter, bytes))
+            .is_some()
+    }
+    fn add_note(&self, key: &DropKey, bytes: u32, _now: u64) {
         add(self.drops.borrow_mut().entry(*key).or_default(), bytes);
+    }
+    fn pace(&self) -> Option<Self::Time> {
+        Some(self.pace.clone())
     }
 }

@@ -33,6 +33,8 @@ pub const TARGETS: u32 = 16_384;
 pub const KNOWN: u32 = 65_536;
 /// Sources whose dropped packets are counted one by one.
 pub const DROPS: u32 = 16_384;
+/// New entries of the counts by source, for each CPU.
+pub const NOTES: Limit = Limit::of(10_000, 1, 1_000);
 /// Counters, by reason.
 pub const COUNTERS: u32 = 256;
 /// Under this number packets are counted that went on.

@@ -5,7 +5,7 @@
 
 use super::{
     Cookie, Headers, Tables, cookie,
-    layout::{Limit, Settings, TARGETS},
+    layout::{Limit, NOTES, Settings, TARGETS},
 };
 use crate::{
     address::Address,
@@ -32,6 +32,12 @@ fn take(limit: &Limit, bucket: &Word<u64>, now: u64) -> bool {
         }
         None => false,
     }
+}
+
+/// One entry more of the counts by source; false when they come too fast on this CPU.
+#[inline(always)]
+pub(super) fn paced<T: Tables>(tables: &T, now: u64) -> bool {
+    tables.pace().is_none_or(|bucket| take(&NOTES, &bucket, now))
 }
 
 /// Whom a source's connections are counted for: the IPv4 address, or the IPv6 /64, which is what one host is given.

@@ -75,8 +75,12 @@ pub trait Tables {
     fn count(&self, number: u8, bytes: u32);
     /// Counts a packet that a feed took away.
     fn count_feed(&self, feed: u8, bytes: u32);
-    /// Counts a packet that was taken away under its source.
-    fn note(&self, key: &DropKey, bytes: u32);
+    /// Counts a packet that was taken away under its source; false when that has no entry.
+    fn note(&self, key: &DropKey, bytes: u32, now: u64) -> bool;
+    /// Makes the entry, with this packet; the source that was dropped longest ago makes room.
+    fn add_note(&self, key: &DropKey, bytes: u32, now: u64);
+    /// When the bucket of new entries is full again, for this CPU.
+    fn pace(&self) -> Option<Self::Time>;
 }
 
 /// What becomes of a frame.
@@ -164,6 +168,10 @@ fn taken<F: Frame, T: Tables>(frame: &F, tables: &T, headers: &Headers, reason: 
         reason: reason as u32,
         feed: feed.into(),
     };
-    tables.note(&key, frame.length());
+    let (now, bytes) = (tables.now(), frame.length());
+    // An entry in the place of another costs several times the decision: a flood from a million sources has to do without.
+    if !tables.note(&key, bytes, now) && limit::paced(tables, now) {
+        tables.add_note(&key, bytes, now);
+    }
     Answer::Drop(reason)
 }
