@@ -15,8 +15,8 @@ use bulkhead_verdict::{
     uplink::{
         Answer, CHALLENGE_MAX, Frame, Headers, Tables, challenge, judge,
         layout::{
-            CELLS, COUNTERS, DROPS, DropEntry, DropKey, ENTRIES, EXCEPTIONS, Hosts, IDENTITIES, KNOWN, Prefix,
-            PrefixKey, SOURCES, Settings, TARGETS, WIDE,
+            CELLS, COUNTERS, DROPS, DropEntry, DropKey, ENTRIES, EXCEPTIONS, Hosts, IDENTITIES, KNOWN, MARKS, Prefix,
+            PrefixKey, SOURCES, Settings, TARGETS, WIDE, WIDE_MARKS,
         },
     },
 };
@@ -33,6 +33,10 @@ const MAX_OFFSET: usize = 0xff;
 static BK_UP_SETTINGS: Array<Settings, 1> = Array::new();
 #[aya_ebpf::macros::btf_map]
 static BK_UP_CELL: Array<[u8; CELLS], { WIDE as usize }, MAPPED> = Array::new();
+#[aya_ebpf::macros::btf_map]
+static BK_UP_MARK: Array<[u8; MARKS], { WIDE as usize }, MAPPED> = Array::new();
+#[aya_ebpf::macros::btf_map]
+static BK_UP_WIDE: Array<[u8; WIDE_MARKS], 1, MAPPED> = Array::new();
 #[aya_ebpf::macros::btf_map]
 static BK_UP_HOSTS: HashMap<u32, Hosts, { ENTRIES as usize }, ON_DEMAND> = HashMap::new();
 #[aya_ebpf::macros::btf_map]
@@ -161,6 +165,18 @@ impl Tables for Uplink {
     #[inline(always)]
     fn settings(&self) -> Option<&Settings> {
         BK_UP_SETTINGS.get(0)
+    }
+    #[inline(always)]
+    fn wide(&self, high: u32) -> bool {
+        let Some(marks) = BK_UP_WIDE.get(0) else { return false };
+        marks[((high >> 3) & 0x1fff) as usize] & 1 << (high & 7) != 0
+    }
+    #[inline(always)]
+    fn mark(&self, high: u32, low: u32) -> bool {
+        let Some(marks) = BK_UP_MARK.get(high) else {
+            return false;
+        };
+        marks[((low >> 3) & 0x1f) as usize] & 1 << (low & 7) != 0
     }
     #[inline(always)]
     fn cell(&self, high: u32, low: u32) -> u8 {

@@ -78,6 +78,15 @@ impl Machine {
             let mut cells = array!(self, "BK_UP_CELL", [u8; 256]);
             let mut element = cells.get(&(network >> 8), 0).unwrap();
             element[(network & 0xff) as usize] = *cell;
+            let mut marks = array!(self, "BK_UP_MARK", [u8; 32]);
+            let mut marked = marks.get(&(network >> 8), 0).unwrap();
+            marked[((network & 0xff) >> 3) as usize] |= 1 << (network & 7);
+            marks.set(network >> 8, marked, 0).unwrap();
+            let mut wide = array!(self, "BK_UP_WIDE", [u8; 8192]);
+            let mut marked = wide.get(&0, 0).unwrap();
+            marked[(network >> 11) as usize] |= 1 << (network >> 8 & 7);
+            wide.set(0, marked, 0).unwrap();
+            let mut cells = array!(self, "BK_UP_CELL", [u8; 256]);
             cells.set(network >> 8, element, 0).unwrap();
         }
         for (network, hosts) in &world.hosts {

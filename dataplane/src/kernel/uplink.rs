@@ -4,13 +4,14 @@ use std::{
     fs, io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU8, Ordering},
 };
 
 use aya::{Ebpf, EbpfLoader, programs::Xdp};
 use bulkhead_verdict::{
     address::Address,
     layout::Counter,
-    uplink::layout::{CELLS, DropEntry, DropKey, Hosts, Prefix, PrefixKey, Settings, WIDE},
+    uplink::layout::{CELLS, DropEntry, DropKey, Hosts, MARKS, Prefix, PrefixKey, Settings, WIDE, WIDE_MARKS},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -27,9 +28,11 @@ const PROGRAM: &str = "uplink";
 pub(super) const LINKS: &str = "uplinks";
 
 /// Maps of the uplink's program.
-pub(super) const MAPS: [Spec; 14] = [
+pub(super) const MAPS: [Spec; 16] = [
     spec::<u32, Settings>("BK_UP_SETTINGS", map_type::ARRAY),
     spec::<u32, [u8; CELLS]>("BK_UP_CELL", map_type::ARRAY),
+    spec::<u32, [u8; MARKS]>("BK_UP_MARK", map_type::ARRAY),
+    spec::<u32, [u8; WIDE_MARKS]>("BK_UP_WIDE", map_type::ARRAY),
     spec::<u32, Hosts>("BK_UP_HOSTS", map_type::HASH),
     spec::<u32, Prefix>("BK_UP_ROOT", map_type::ARRAY),
     spec::<PrefixKey, Prefix>("BK_UP_PREFIX", map_type::HASH),
@@ -96,7 +99,9 @@ pub(crate) struct UplinkMaps {
     pub(crate) drops: Table<DropKey, DropEntry>,
     pub(crate) stats: Table<u32, Counter>,
     pub(crate) feeds: Table<u32, Counter>,
-    pub(crate) cells: Mapping,
+    cells: Mapping,
+    marks: Mapping,
+    wide: Mapping,
 }
 
 impl UplinkMaps {
@@ -108,8 +113,15 @@ impl UplinkMaps {
         fn table<K, V>(folder: &Path, name: &'static str) -> Result<Table<K, V>, KernelError> {
             Table::new(name, pinned(folder, name)?, folder)
         }
-        let cells = pinned(folder, "BK_UP_CELL")?;
-        let size = CELLS * usize::try_from(WIDE).unwrap_or(usize::MAX);
+        let mapping = |map: &'static str, length: usize| {
+            let fd = pinned(folder, map)?;
+            Mapping::of(fd.as_fd(), length).map_err(|source| KernelError::Map {
+                map,
+                doing: "mapping",
+                source,
+            })
+        };
+        let wide = usize::try_from(WIDE).unwrap_or(usize::MAX);
         Ok(Self {
             settings: table(folder, "BK_UP_SETTINGS")?,
             hosts: table(folder, "BK_UP_HOSTS")?,
@@ -119,12 +131,64 @@ impl UplinkMaps {
             drops: table(folder, "BK_UP_DROP")?,
             stats: table(folder, "BK_UP_STATS")?,
             feeds: table(folder, "BK_UP_FEED")?,
-            cells: Mapping::of(cells.as_fd(), size).map_err(|source| KernelError::Map {
-                map: "BK_UP_CELL",
-                doing: "mapping",
-                source,
-            })?,
+            cells: mapping("BK_UP_CELL", CELLS * wide)?,
+            marks: mapping("BK_UP_MARK", MARKS * wide)?,
+            wide: mapping("BK_UP_WIDE", WIDE_MARKS)?,
         })
+    }
+
+    /// Byte of an IPv4 /24 (address >> 8).
+    pub(crate) fn cell(&self, network: u32) -> u8 {
+        at(&self.cells, network).map_or(0, |byte| byte.load(Ordering::Relaxed))
+    }
+
+    /// Sets it, and then the bits that lead to it.
+    pub(crate) fn set_cell(&self, network: u32, byte: u8) {
+        if let Some(cell) = at(&self.cells, network) {
+            cell.store(byte, Ordering::Release);
+        }
+        self.set_marks(network, byte != 0);
+    }
+
+    fn set_marks(&self, network: u32, listed: bool) {
+        bit(&self.marks, network, listed);
+        let high = network >> 8;
+        let marks = (0..32).map(|index| at(&self.marks, high << 5 | index));
+        let any = listed || marks.flatten().any(|byte| byte.load(Ordering::Relaxed) != 0);
+        bit(&self.wide, high, any);
+    }
+
+    /// IPv4 /24s of which anything is listed; on the way their bits are made to say so, and those of the others not.
+    pub(crate) fn listed(&self) -> Vec<u32> {
+        let mut listed = Vec::new();
+        for (network, byte) in (0..).zip(self.cells.bytes()) {
+            let any = byte.load(Ordering::Relaxed) != 0;
+            if any {
+                listed.push(network);
+            }
+            if marked(&self.marks, network) != any || any && !marked(&self.wide, network >> 8) {
+                self.set_marks(network, any);
+            }
+        }
+        listed
+    }
+}
+
+fn at(mapping: &Mapping, index: u32) -> Option<&AtomicU8> {
+    mapping.bytes().get(usize::try_from(index).ok()?)
+}
+
+fn marked(mapping: &Mapping, number: u32) -> bool {
+    at(mapping, number >> 3).is_some_and(|byte| byte.load(Ordering::Relaxed) & 1 << (number & 7) != 0)
+}
+
+/// Sets or clears a bit of a mapping that only we write.
+fn bit(mapping: &Mapping, number: u32, set: bool) {
+    let Some(byte) = at(mapping, number >> 3) else { return };
+    if set {
+        byte.fetch_or(1 << (number & 7), Ordering::Release);
+    } else {
+        byte.fetch_and(!(1 << (number & 7)), Ordering::Release);
     }
 }
 

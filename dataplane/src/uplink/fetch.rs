@@ -218,3 +218,6 @@ async fn text(response: Response<Incoming>) -> Result<Answer> {
     let text = String::from_utf8(body.into()).context("what came is no text")?;
     Ok(Answer::New(text, version))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! Brings the uplink's tables from some feeds to others: as many writes as entries differ, in an order in which a packet
 //! meets an entry as it was or as it is to be, never neither.
 
-use std::{collections::HashMap, sync::atomic::Ordering};
+use std::collections::HashMap;
 
 use bulkhead_verdict::uplink::layout::{Hosts, Prefix, PrefixKey, cell};
 
@@ -26,18 +26,10 @@ impl Store for &UplinkMaps {
     type Error = KernelError;
 
     fn cell(&self, network: u32) -> u8 {
-        let byte = usize::try_from(network)
-            .ok()
-            .and_then(|index| self.cells.bytes().get(index));
-        byte.map_or(0, |byte| byte.load(Ordering::Relaxed))
+        UplinkMaps::cell(self, network)
     }
     fn set_cell(&mut self, network: u32, byte: u8) {
-        if let Some(place) = usize::try_from(network)
-            .ok()
-            .and_then(|index| self.cells.bytes().get(index))
-        {
-            place.store(byte, Ordering::Release);
-        }
+        UplinkMaps::set_cell(self, network, byte);
     }
     fn set_hosts(&mut self, hosts: &[(u32, Hosts)]) -> Result<(), KernelError> {
         self.hosts.set_all(hosts)
@@ -135,11 +127,7 @@ pub(crate) fn adopt(maps: &UplinkMaps, feeds: &Feeds) -> Result<u64, KernelError
         hosts.insert(network, set);
     })?;
     touched.cells.extend(hosts.keys());
-    for (index, byte) in maps.cells.bytes().iter().enumerate() {
-        if byte.load(Ordering::Relaxed) != cell::NOTHING {
-            touched.cells.extend(u32::try_from(index));
-        }
-    }
+    touched.cells.extend(maps.listed());
     maps.prefixes
         .for_each(|key: PrefixKey, _| touched.prefixes.push(image::prefix_of(&key)))?;
     maps.roots.for_each(|index, root: Prefix| {
@@ -152,7 +140,7 @@ pub(crate) fn adopt(maps: &UplinkMaps, feeds: &Feeds) -> Result<u64, KernelError
     let lost: Vec<u32> = hosts
         .keys()
         .copied()
-        .filter(|network| (&maps).cell(*network) != cell::HOSTS)
+        .filter(|network| maps.cell(*network) != cell::HOSTS)
         .collect();
     maps.hosts.remove_all(&lost)?;
     let held = |network: u32| hosts.get(&network).copied();

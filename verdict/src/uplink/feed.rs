@@ -21,7 +21,11 @@ pub(super) fn find<T: Tables>(tables: &T, address: &Address) -> u8 {
 
 #[inline(always)]
 fn v4<T: Tables>(tables: &T, address: u32) -> u8 {
-    match tables.cell(address >> 16, (address >> 8) & 0xff) {
+    let (high, low) = (address >> 16, (address >> 8) & 0xff);
+    if !tables.wide(high) || !tables.mark(high, low) {
+        return 0;
+    }
+    match tables.cell(high, low) {
         cell::HOSTS => {}
         feed => return feed,
     }

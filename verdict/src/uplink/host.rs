@@ -111,6 +111,14 @@ impl Tables for MemTables {
     fn settings(&self) -> Option<&Settings> {
         self.settings.as_ref()
     }
+    fn wide(&self, high: u32) -> bool {
+        self.cells
+            .iter()
+            .any(|(network, byte)| network >> 8 == high && *byte != 0)
+    }
+    fn mark(&self, high: u32, low: u32) -> bool {
+        self.cell(high, low) != 0
+    }
     fn cell(&self, high: u32, low: u32) -> u8 {
         self.cells.get(&(high << 8 | low)).copied().unwrap_or(0)
     }

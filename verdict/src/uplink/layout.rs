@@ -1,10 +1,11 @@
 //! Keys and values of the uplink's maps; as for `crate::layout`, the only file that says what their bytes mean.
 //!
-//! A feed is not looked up in a longest-prefix trie: a trie of a million prefixes costs every packet over a microsecond.
-//! IPv4: one byte for each /24, which says "nothing", "all of it", or "look at its hosts" (a hash of 256-bit sets). IPv6:
+//! A feed is not looked up in a longest-prefix trie: a trie of a million prefixes costs every packet a microsecond.
+//! IPv4: one byte for each /24 says "nothing", "all of it", or "look at its hosts" (a hash of 256-bit sets); in front of
+//! these 16 MiB are two tables of bits that caches hold, which say whether there is anything in a /16, and in a /24. IPv6:
 //! prefixes are widened down to multiples of four bits, a table of /16s says which of those lengths occur below each, and
-//! the entry of a /32 says which occur below that. So a packet of no feed costs one array access, whatever the number of
-//! prefixes, and a packet of a /32 that is in one costs a probe for each length in use there.
+//! the entry of a /32 says which occur below that. So a packet of no feed costs a few array accesses, whatever the number
+//! of prefixes, and a packet of a /32 that is in one costs a probe for each length in use there.
 
 use core::fmt;
 
@@ -17,6 +18,10 @@ use crate::{
 
 /// Bytes of the table of IPv4 /24s that make one element: a /16.
 pub const CELLS: usize = 256;
+/// Bytes of the table of marks, a bit for each /24, that make one element: a /16.
+pub const MARKS: usize = CELLS / 8;
+/// Bytes of the one element that has a bit for each IPv4 /16.
+pub const WIDE_MARKS: usize = 8_192;
 /// Elements of the table of IPv4 /24s, and of the one of IPv6 /16s.
 pub const WIDE: u32 = 65_536;
 /// Entries the hashes of a feed have room for, each, unless the agent says otherwise.

@@ -43,6 +43,10 @@ pub trait Tables {
     fn now(&self) -> u64;
     /// What is to be done; `None` = nothing.
     fn settings(&self) -> Option<&Settings>;
+    /// True when anything in an IPv4 /16 is listed: a table that fits the fastest cache.
+    fn wide(&self, high: u32) -> bool;
+    /// True when anything in an IPv4 /24 is listed: an eighth of the table of bytes.
+    fn mark(&self, high: u32, low: u32) -> bool;
     /// Byte of an IPv4 /24: the /16 it is in, then its number there. See [`layout::cell`].
     fn cell(&self, high: u32, low: u32) -> u8;
     /// Of the hosts of an IPv4 /24 (address >> 8) the 32 that begin at `32 * word`, and the feed they are of.
