@@ -1,7 +1,23 @@
 //! For measurements only, never loaded by the agent: a packet that is another flow's each time it is judged. The kernel
 //! repeats one packet, and a second one of the same flow takes the fast path.
 
-use crate::packet::Skb;
+use aya_ebpf::{
+    bindings::xdp_md,
+    btf_maps::{LpmTrie, lpm_trie::Key},
+};
+use bulkhead_verdict::uplink::Frame;
+
+use crate::{
+    packet::Skb,
+    xdp::{Linear, action},
+};
+
+/// Offset of an IPv4 packet's source.
+const SOURCE_V4: usize = 26;
+/// Offset of the numbers of [`next_source`], behind Ethernet, IPv4 and UDP.
+const NUMBERS: usize = 42;
+/// Odd, so that multiplying by it is one to one; the benchmark makes its prefixes with the same.
+const SPREAD: u32 = 2_654_435_761;
 
 /// Offset of the source port behind Ethernet and IPv4 or IPv6 without options.
 const PORT_V4: usize = 34;
@@ -25,4 +41,45 @@ pub(crate) fn next_port(skb: &Skb) -> bool {
         port.write_unaligned(u16::from_be(port.read_unaligned()).wrapping_add(1).to_be());
     }
     true
+}
+
+/// IPv4 prefixes as a longest-prefix trie, which [`lpm`] looks into: what the uplink's tables are measured beside.
+#[aya_ebpf::macros::btf_map]
+static BENCH_LPM: LpmTrie<u32, u32, 1_048_576> = LpmTrie::new();
+
+/// Gives an IPv4 frame another source: the packet says how many there are, which is the first, and which was the last.
+/// False when it is too short.
+#[inline(always)]
+pub(crate) fn next_source(context: *mut xdp_md) -> bool {
+    let (start, end) = Linear::new(context).bounds();
+    if start + NUMBERS + 12 > end {
+        return false;
+    }
+    // SAFETY: inside the frame (checked above, and again by the verifier); frames may be unaligned, hence the calls.
+    unsafe {
+        let numbers = (start + NUMBERS) as *mut [u32; 3];
+        let [last, first, count] = numbers.read_unaligned();
+        if count == 0 {
+            return false;
+        }
+        let next = if last + 1 >= count { 0 } else { last + 1 };
+        numbers.write_unaligned([next, first, count]);
+        // One to one, and neighbours land far from each other.
+        let source = (first.wrapping_add(next)).wrapping_mul(SPREAD);
+        ((start + SOURCE_V4) as *mut u32).write_unaligned(source.to_be());
+    }
+    true
+}
+
+/// What an uplink's program with a trie would do: the source of an IPv4 packet, and nothing else.
+#[inline(always)]
+pub(crate) fn lpm(context: *mut xdp_md) -> u32 {
+    let Some(source) = Linear::new(context).load::<u32>(SOURCE_V4) else {
+        return action::PASS;
+    };
+    if BENCH_LPM.get(&Key::new(32, source)).is_some() {
+        action::DROP
+    } else {
+        action::PASS
+    }
 }

@@ -14,8 +14,12 @@ mod clock;
 mod packet;
 mod stage;
 mod state;
+mod xdp;
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
 use bulkhead_verdict::{decide, maps::Hook, reason::Reason};
 
 use crate::{packet::Skb, state::Kernel};
@@ -24,6 +28,8 @@ use crate::{packet::Skb, state::Kernel};
 const NEXT: i32 = -1;
 /// Drop.
 const SHOT: i32 = 2;
+/// What an XDP program says that could not do its work.
+const ABORTED: u32 = 0;
 
 /// What a pod sends: the ingress hook of its host-side device.
 #[classifier]
@@ -35,6 +41,12 @@ pub fn from_pod(context: TcContext) -> i32 {
 #[classifier]
 pub fn to_pod(context: TcContext) -> i32 {
     run(&context, Hook::ToPod)
+}
+
+/// What comes in by an uplink.
+#[xdp(frags)]
+pub fn uplink(context: XdpContext) -> u32 {
+    xdp::run(context.ctx)
 }
 
 /// Nothing: the floor that measurements compare with.
@@ -60,6 +72,36 @@ pub fn bench_mutate(context: TcContext) -> i32 {
         NEXT
     } else {
         SHOT
+    }
+}
+
+/// For measurements: the next source and nothing else.
+#[xdp(frags)]
+pub fn bench_source(context: XdpContext) -> u32 {
+    if bench::next_source(context.ctx) {
+        xdp::action::PASS
+    } else {
+        ABORTED
+    }
+}
+
+/// For measurements: as [`uplink`], each time with the next source.
+#[xdp(frags)]
+pub fn bench_uplink(context: XdpContext) -> u32 {
+    if bench::next_source(context.ctx) {
+        xdp::run(context.ctx)
+    } else {
+        ABORTED
+    }
+}
+
+/// For measurements: a longest-prefix trie, each time with the next source.
+#[xdp(frags)]
+pub fn bench_trie(context: XdpContext) -> u32 {
+    if bench::next_source(context.ctx) {
+        bench::lpm(context.ctx)
+    } else {
+        ABORTED
     }
 }
 

@@ -36,6 +36,7 @@ use crate::{
     stream::{Connection, Stream},
     sync::{self, Holding, Input, Sync},
     tls::Tls,
+    uplink::Uplinks,
 };
 
 /// Things the sync thread has not taken yet: one revision, one notice, and the questions of status readers.
@@ -64,15 +65,20 @@ fn serve(options: options::Agent, log_level: Level) -> Result<()> {
             )
         })?;
     }
-    let kernel = Kernel::open(&options.bpffs)?;
+    options.uplinks.check()?;
+    let kernel = Kernel::with_uplinks(&options.bpffs, options.uplinks.entries())?;
     let listener = server::listen(&options.socket).with_context(|| format!("socket {}", options.socket.display()))?;
-    let parts = Parts::start(&options, kernel, log_level)?;
+    let uplinks = match options.uplinks.entries() {
+        Some(_) => Some(Uplinks::new(&options.uplinks, &options.state_dir, kernel.uplink()?)?),
+        None => None,
+    };
+    let parts = Parts::start(&options, kernel, uplinks.as_ref(), log_level)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("starting the runtime")?;
-    let result = runtime.block_on(parts.serve(options, listener));
+    let result = runtime.block_on(parts.serve(options, listener, uplinks));
     parts.end();
     result
 }
@@ -97,7 +103,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn start(options: &options::Agent, kernel: Kernel, log_level: Level) -> Result<Self> {
+    fn start(options: &options::Agent, kernel: Kernel, uplinks: Option<&Uplinks>, log_level: Level) -> Result<Self> {
         let node = options.node.clone().context("the node has no name: option --node")?;
         let names = Arc::new(Names::default());
         let metrics = Arc::new(Metrics::default());
@@ -156,6 +162,7 @@ impl Parts {
             connection: connected,
             gate,
             metrics,
+            uplinks: uplinks.map(Uplinks::state),
         });
         Ok(Self {
             sync,
@@ -170,7 +177,12 @@ impl Parts {
     }
 
     /// Runs the tasks until a signal asks to end, or the sync thread is gone.
-    async fn serve(&self, options: options::Agent, listener: std::os::unix::net::UnixListener) -> Result<()> {
+    async fn serve(
+        &self,
+        options: options::Agent,
+        listener: std::os::unix::net::UnixListener,
+        uplinks: Option<Uplinks>,
+    ) -> Result<()> {
         let listener = tokio::net::UnixListener::from_std(listener).context("listening")?;
         let mut terminate = signal(SignalKind::terminate()).context("waiting for signals")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("waiting for signals")?;
@@ -188,12 +200,19 @@ impl Parts {
             .add_service(service)
             .serve_with_incoming(UnixListenerStream::new(listener));
         let beside = self.beside(&options);
+        let guarding = async move {
+            match uplinks {
+                Some(uplinks) => uplinks.run().await,
+                None => std::future::pending().await,
+            }
+        };
         let mut holding = self.holding.clone();
         let sync_gone = async move { while holding.changed().await.is_ok() {} };
         tokio::select! {
             result = server => result.context("serving the socket"),
             () = stream.run() => Ok(()),
             result = beside => result,
+            () = guarding => Ok(()),
             () = sync_gone => anyhow::bail!("the sync thread has ended: its last message above says why"),
             _ = terminate.recv() => Ok(()),
             _ = interrupt.recv() => Ok(()),

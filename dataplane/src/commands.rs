@@ -1,19 +1,24 @@
 //! The agent's subcommands.
 
-use std::{path::Path, time::Duration};
+use std::{net::IpAddr, path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use bulkhead_proto::v1::{SetBypassRequest, agent_service_client::AgentServiceClient};
+use bulkhead_proto::{
+    convert::address_to_bytes,
+    v1::{GetUplinksRequest, SetBypassRequest, UplinkStatus, agent_service_client::AgentServiceClient},
+};
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
 };
+use tonic::transport::Channel;
 
 use crate::{
     cleanup::{self, Cleanup},
     cni::install,
     options::{CniFolders, Command},
     stream::unix_channel,
+    uplink,
 };
 
 /// Longest time the agent may take to answer.
@@ -32,6 +37,10 @@ pub(crate) fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Cleanup(options) => cleanup(&options),
+        Command::Uplinks { address, socket } => {
+            let status = runtime()?.block_on(uplinks(&socket, address))?;
+            uplink::show::write(&mut std::io::stdout().lock(), address, &status).context("writing to standard output")
+        }
         Command::Bypass { time, reason, socket } => {
             let devices = runtime()?.block_on(bypass(&socket, time, reason))?;
             if time.is_zero() {
@@ -83,16 +92,28 @@ fn cleanup(options: &Cleanup) -> Result<()> {
     Ok(())
 }
 
-async fn bypass(socket: &Path, time: Duration, reason: String) -> Result<u32> {
-    let seconds = u32::try_from(time.as_secs()).context("--for is too long")?;
+async fn uplinks(socket: &Path, address: Option<IpAddr>) -> Result<UplinkStatus> {
+    let address = address.map_or_else(Vec::new, address_to_bytes);
+    match connect(socket).await?.get_uplinks(GetUplinksRequest { address }).await {
+        Ok(answer) => Ok(answer.into_inner()),
+        Err(status) => bail!("the agent says: {}", status.message()),
+    }
+}
+
+async fn connect(socket: &Path) -> Result<AgentServiceClient<Channel>> {
     let channel = unix_channel(socket, Some(ANSWER_MAX)).await.with_context(|| {
         format!(
             "connecting to the agent at {}; is it running, and are you root?",
             socket.display()
         )
     })?;
+    Ok(AgentServiceClient::new(channel))
+}
+
+async fn bypass(socket: &Path, time: Duration, reason: String) -> Result<u32> {
+    let seconds = u32::try_from(time.as_secs()).context("--for is too long")?;
     let request = SetBypassRequest { seconds, reason };
-    match AgentServiceClient::new(channel).set_bypass(request).await {
+    match connect(socket).await?.set_bypass(request).await {
         Ok(answer) => Ok(answer.into_inner().devices),
         Err(status) => bail!("the agent refuses: {}", status.message()),
     }

@@ -29,6 +29,7 @@ mod store;
 mod stream;
 mod sync;
 mod tls;
+mod uplink;
 
 pub use options::Options;
 

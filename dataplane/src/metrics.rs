@@ -65,6 +65,9 @@ pub(crate) fn text(agent: &Agent) -> Result<String> {
     maps(&mut registry, &status);
     packets(&mut registry, &status);
     pods(&mut registry, agent);
+    if let Some(uplinks) = &agent.uplinks {
+        uplinks.register(&mut registry);
+    }
     let own = &agent.metrics;
     registry.register("map_writes", "Map writes carried out", own.map_writes.clone());
     registry.register(

@@ -1,11 +1,19 @@
 //! What the agent's command line says.
 
-use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    path::PathBuf,
+    time::Duration,
+};
 
 use bulkhead_proto::log::Format;
 use clap::{Parser, Subcommand};
 
-use crate::{cleanup::Cleanup, cni::install::Installation, gate::StartGate, store, stream::Address, tls};
+use crate::{
+    cleanup::Cleanup, cni::install::Installation, gate::StartGate, store, stream::Address, tls,
+    uplink::options::UplinkOptions,
+};
 
 /// Enforces Bulkhead's policies on the pods of this node. Enforcement goes on when the agent ends, however it ends.
 #[derive(Debug, Parser)]
@@ -92,6 +100,8 @@ pub(crate) struct Agent {
     /// Network namespace to work in: where the host-side devices of pods are. Default: the agent's own
     #[arg(long)]
     pub(crate) netns: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) uplinks: UplinkOptions,
     /// For tests: kill this process after so many map writes
     #[arg(long, hide = true)]
     pub(crate) fail_after_writes: Option<u64>,
@@ -120,6 +130,14 @@ pub(crate) enum Command {
     CniUninstall(CniFolders),
     /// Take everything of ours off this node: the CNI plugin, programs on devices, pinned maps, the kept state
     Cleanup(Cleanup),
+    /// Show what threat feeds and connection limits do on this node's uplinks, and what they say of an address
+    Uplinks {
+        /// Is it in a feed, would it be dropped, how often was it?
+        address: Option<IpAddr>,
+        /// Socket of the agent
+        #[arg(long, env = "BULKHEAD_SOCKET", default_value = SOCKET)]
+        socket: PathBuf,
+    },
     /// Emergency: judge nothing on this node for a limited time, or end that with `--for 0s`
     Bypass {
         /// How long: 30s, 10m, 2h
@@ -175,7 +193,7 @@ fn numbers(text: &str) -> Result<RangeInclusive<u64>, String> {
     Ok(parse(first)?..=parse(last)?)
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text}: not a number with its unit, as in 30s, 10m or 2h");
     let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
     let seconds = match unit {

@@ -15,12 +15,13 @@ use std::{
 
 use bulkhead_policy::plan::Usage;
 use bulkhead_proto::{
+    convert::address_from_bytes,
     filter::Filters,
     v1::{
         AgentStatus, AttachPodRequest, AttachPodResponse, Bypass, CheckPodRequest, DetachPodRequest, DetachPodResponse,
         EndpointStatus, Flow, GetAgentStatusRequest, GetEndpointsRequest, GetEndpointsResponse, GetFlowsRequest,
-        GetFlowsResponse, LossPlace, LostFlows, MapUsage, SetBypassRequest, SetBypassResponse, VerdictCount,
-        agent_service_server::AgentService, get_flows_response,
+        GetFlowsResponse, GetUplinksRequest, LossPlace, LostFlows, MapUsage, SetBypassRequest, SetBypassResponse,
+        UplinkStatus, VerdictCount, agent_service_server::AgentService, get_flows_response,
     },
 };
 use bulkhead_verdict::{
@@ -43,6 +44,7 @@ use crate::{
     metrics::Metrics,
     stream::Connection,
     sync::{Holding, Input},
+    uplink,
 };
 
 /// Entries read from the history at once.
@@ -65,6 +67,8 @@ pub(crate) struct Agent {
     pub(crate) connection: watch::Receiver<Connection>,
     pub(crate) gate: Gate,
     pub(crate) metrics: Arc<Metrics>,
+    /// Absent where nobody configured a feed or a limit.
+    pub(crate) uplinks: Option<Arc<uplink::State>>,
 }
 
 /// Longest bypass: a person who needs more says so again.
@@ -265,6 +269,10 @@ impl AgentService for Agent {
         Ok(Response::new(DetachPodResponse {}))
     }
 
+    async fn get_uplinks(&self, request: Request<GetUplinksRequest>) -> Result<Response<UplinkStatus>, Status> {
+        self.uplink_status(&request.into_inner().address).map(Response::new)
+    }
+
     async fn set_bypass(&self, request: Request<SetBypassRequest>) -> Result<Response<SetBypassResponse>, Status> {
         let SetBypassRequest { seconds, reason } = request.into_inner();
         let seconds = u64::from(seconds);
@@ -288,6 +296,40 @@ impl AgentService for Agent {
 }
 
 impl Agent {
+    fn uplink_status(&self, address: &[u8]) -> Result<UplinkStatus, Status> {
+        let state = self.uplinks.as_ref().ok_or_else(|| {
+            Status::failed_precondition(
+                "nothing is to be done on uplinks: give the agent a --threat-feed, a --limit-… or --guard-syn",
+            )
+        })?;
+        let address = match address {
+            [] => None,
+            bytes => Some(
+                address_from_bytes("address", bytes).map_err(|error| Status::invalid_argument(error.to_string()))?,
+            ),
+        };
+        let mut status = state
+            .status(address)
+            .map_err(|error| Status::internal(crate::chain(&error)))?;
+        if let Some(ip) = address
+            && status.spared_by.is_empty()
+        {
+            let key = layout::AddressKey {
+                address: ip.into(),
+                zone: 0,
+            };
+            let bound = self
+                .maps
+                .addresses
+                .get(&key)
+                .map_err(|error| Status::internal(crate::chain(&error)))?;
+            if bound.is_some() {
+                "it is an address of a pod or a node of this cluster".clone_into(&mut status.spared_by);
+            }
+        }
+        Ok(status)
+    }
+
     /// What is so now.
     pub(crate) fn status(&self) -> Result<AgentStatus, Status> {
         let holding = self.holding.borrow().clone();
@@ -317,7 +359,17 @@ impl Agent {
             endpoints: count(|_| true),
             endpoints_enforced: count(|endpoint| endpoint.enforced),
             maps: self.map_usage(),
-            verdicts: verdicts(&sums),
+            verdicts: {
+                let mut all = verdicts(&sums);
+                if let Some(uplinks) = &self.uplinks {
+                    all.extend(
+                        uplinks
+                            .verdicts()
+                            .map_err(|error| Status::internal(crate::chain(&error)))?,
+                    );
+                }
+                all
+            },
             lost: self.losses(),
             unmanaged: holding.unmanaged,
             bypass: holding.bypass.map(|(until, reason)| Bypass {

@@ -24,6 +24,8 @@ pub fn drop_reason(reason: Reason) -> DropReason {
         Reason::UnknownEndpoint | Reason::MissingConfig | Reason::MissingRuleset => {
             DropReason::NoConfigurationAvailableToPerformPolicyDecision
         }
+        // A list says so, or a limit: the nearest is an explicit deny.
+        reason if reason.is_uplink() => DropReason::PolicyDeny,
         // What is dropped for a reason this table does not name is our own broken or missing state.
         other if !other.passes() => DropReason::NoConfigurationAvailableToPerformPolicyDecision,
         _ => DropReason::Unknown,

@@ -185,6 +185,7 @@ pub mod network_flag {
     pub const POD_RANGE: u32 = 1;
 }
 
+/// Defines a type that is the same in kernel and host, byte for byte.
 macro_rules! layout {
     ($(#[$doc:meta])* $name:ident, $size:literal { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$doc])*
@@ -200,6 +201,8 @@ macro_rules! layout {
         }
     };
 }
+
+pub(crate) use layout as layout_type;
 
 layout! {
     /// ENDPOINT, an array indexed by slot: the word that publishes a configuration. Written by one 8-byte store, which

@@ -30,6 +30,7 @@ pub mod scratch;
 pub mod spoof;
 #[cfg(test)]
 mod tests;
+pub mod uplink;
 #[cfg(any(test, feature = "host"))]
 pub mod vectors;
 

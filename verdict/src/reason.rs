@@ -110,11 +110,30 @@ reasons! {
     FlowTableFull = 117, "flow-table-full";
     /// The action of an alternative is not one this build knows.
     UnknownAction = 118, "unknown-action";
+
+    // --- drops: the uplink ------------------------------------------------------------------------------------
+    /// The source is in a threat feed.
+    ThreatFeed = 144, "threat-feed";
+    /// The source opens more connections than one source may.
+    SourceLimit = 145, "source-connection-limit";
+    /// The source's identity opens more connections than one identity may.
+    IdentityLimit = 146, "identity-connection-limit";
+    /// A SYN above what its destination may be sent, from a source that has not shown yet that it is who it says: a
+    /// challenge went back in its place.
+    SynChallenged = 147, "syn-challenged";
+    /// The answer to a challenge, which is for us alone; its source is known from here on.
+    ChallengeAnswered = 148, "challenge-answered";
 }
 
 impl Reason {
     /// The smallest number that means a drop.
     pub const FIRST_DROP: u8 = 64;
+
+    /// True for a reason of the uplink's program, which no program of a pod's device gives.
+    #[inline(always)]
+    pub const fn is_uplink(self) -> bool {
+        matches!(self as u8, 144..=159)
+    }
 
     /// True when the packet passes.
     #[inline(always)]

@@ -31,12 +31,21 @@ const PROPAGATION: [[&str; 2]; 2] = [
     ["bulkhead-dataplane", "bulkhead-agent"],
 ];
 
-const BENCHMARKS: [Benchmark; 3] = [
+const BENCHMARKS: [Benchmark; 4] = [
     // Not optimised: what is measured are the kernel programs, which always are, and the kernel holds the watch.
     Benchmark {
         name: "verdict",
         program: "bench-verdict",
         parts: &[["bulkhead-benches", "bench-verdict"]],
+        profile: "dev",
+        root: true,
+        options: &[],
+    },
+    // Not optimised, as above: what reading and loading a feed takes is an upper bound.
+    Benchmark {
+        name: "feed",
+        program: "bench-feed",
+        parts: &[["bulkhead-benches", "bench-feed"]],
         profile: "dev",
         root: true,
         options: &[],

@@ -90,6 +90,14 @@ impl<K: FromBytes, V: FromBytes> Table<K, V> {
 }
 
 impl Table<u32, l::Counter> {
+    /// Zero everywhere.
+    pub(crate) fn clear(&self) -> Result<(), KernelError> {
+        let zero = vec![0_u8; size_of::<l::Counter>() * possible_cpus()?];
+        (0..self.limit()).try_for_each(|index| {
+            sys::update(self.fd(), index.as_bytes(), &zero).map_err(self.error("writing an element of"))
+        })
+    }
+
     /// Sums of a per-CPU array over the CPUs, by index.
     pub(crate) fn sums(&self) -> Result<Vec<l::Counter>, KernelError> {
         let mut sums = Vec::new();

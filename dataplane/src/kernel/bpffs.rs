@@ -11,7 +11,7 @@ use std::{
 use bulkhead_verdict::layout::LAYOUT;
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use super::{KernelError, programs};
+use super::{KernelError, programs, uplink};
 
 /// `BPF_FS_MAGIC` of the kernel's uapi/linux/magic.h.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
@@ -117,6 +117,9 @@ impl Leftovers {
         for (folder, _) in &self.folders {
             let links = folder.join(LINKS);
             devices += programs::attached(&links)?.len();
+            let (uplinks, their_pins) = uplink::remove(folder)?;
+            devices += uplinks;
+            pins += their_pins;
             // Links first: a program never runs without the maps' names being there for who looks.
             for place in [&links, folder] {
                 for entry in fs::read_dir(place).map_err(failed(place))? {

@@ -14,6 +14,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::{
     KernelError,
     sys::{self, map_type},
+    uplink,
 };
 
 /// What a map must be like for this build to read and write it.
@@ -26,7 +27,7 @@ pub(crate) struct Spec {
     value: usize,
 }
 
-const fn spec<K, V>(name: &'static str, kind: u32) -> Spec {
+pub(super) const fn spec<K, V>(name: &'static str, kind: u32) -> Spec {
     Spec {
         name,
         kind,
@@ -73,7 +74,7 @@ pub(crate) struct NetworkPrefix {
 
 impl Spec {
     /// Refuses a map that this build would misread.
-    fn check(&self, map: BorrowedFd<'_>, place: &Path) -> Result<(), KernelError> {
+    pub(super) fn check(&self, map: BorrowedFd<'_>, place: &Path) -> Result<(), KernelError> {
         let found = sys::map_info(map).map_err(|source| KernelError::Map {
             map: self.name,
             doing: "asking about",
@@ -151,9 +152,9 @@ impl<K, V> fmt::Debug for Table<K, V> {
 }
 
 impl<K, V> Table<K, V> {
-    /// A handle on the map `name`, which must be in [`MAPS`] with these types.
+    /// A handle on the map `name`, which must be in [`MAPS`] or [`uplink::MAPS`] with these types.
     pub(crate) fn new(name: &'static str, map: OwnedFd, folder: &Path) -> Result<Self, KernelError> {
-        let Some(spec) = MAPS.iter().find(|spec| spec.name == name) else {
+        let Some(spec) = MAPS.iter().chain(&uplink::MAPS).find(|spec| spec.name == name) else {
             return Err(KernelError::MissingMap { map: name });
         };
         if spec.key != size_of::<K>() || spec.value != size_of::<V>() {

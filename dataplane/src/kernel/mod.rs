@@ -11,6 +11,8 @@ mod maps;
 mod programs;
 mod ring;
 mod sys;
+mod uplink;
+pub mod uplink_lab;
 mod writer;
 
 use std::{
@@ -22,7 +24,13 @@ use aya::EbpfLoader;
 use bulkhead_verdict::layout as l;
 use thiserror::Error;
 
-pub(crate) use self::{bpffs::Leftovers, maps::Table, ring::EventRing, writer::Writer};
+pub(crate) use self::{
+    bpffs::Leftovers,
+    maps::Table,
+    ring::EventRing,
+    uplink::{Exception, Mode, Uplink, UplinkMaps},
+    writer::Writer,
+};
 use self::{bpffs::Pins, maps::NetworkPrefix};
 pub use self::{programs::Programs, writer::Fuse};
 
@@ -201,17 +209,32 @@ impl Kernel {
     /// Mounts the bpffs if need be, takes the lock, checks the pins that are there, creates the missing ones and loads the
     /// programs. Nothing on any device changes yet.
     pub fn open(bpffs: &Path) -> Result<Self, KernelError> {
+        Self::with_uplinks(bpffs, None)
+    }
+
+    /// The same, with room for so many entries of feeds in each of the uplink's hashes; without, whatever an agent left on
+    /// uplinks is taken off.
+    pub fn with_uplinks(bpffs: &Path, entries: Option<u32>) -> Result<Self, KernelError> {
+        Self::with_trie(bpffs, entries, 1)
+    }
+
+    /// The same, with so many entries in the trie that benchmarks compare with.
+    fn with_trie(bpffs: &Path, entries: Option<u32>, trie: u32) -> Result<Self, KernelError> {
         let pins = Pins::open(bpffs)?;
         let found_pins = maps::check_pins(&pins.folder)?;
         let mut loader = EbpfLoader::new();
+        uplink::prepare(&mut loader, &pins.folder, entries, trie)?;
         for spec in &maps::MAPS {
             loader.map_pin_path(spec.name, pins.folder.join(spec.name));
         }
-        let object = loader.load(OBJECT).map_err(|source| KernelError::Load {
+        let mut object = loader.load(OBJECT).map_err(|source| KernelError::Load {
             source: Box::new(source),
         })?;
         maps::check_pins(&pins.folder)?;
         let maps = Maps::open(&pins.folder)?;
+        if entries.is_some() {
+            uplink::load(&mut object)?;
+        }
         Ok(Self {
             maps,
             programs: Programs::load(object)?,
@@ -243,6 +266,11 @@ impl Kernel {
     /// Devices that carry our programs.
     pub fn attached(&self) -> Result<Vec<u32>, KernelError> {
         programs::attached(&self.pins.links)
+    }
+
+    /// The uplink's program and maps, of a kernel opened with them.
+    pub(crate) fn uplink(&self) -> Result<Uplink, KernelError> {
+        Uplink::open(self.programs.object(), &self.pins.folder)
     }
 
     /// The event ring; to be opened once.

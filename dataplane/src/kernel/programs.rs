@@ -16,6 +16,7 @@ use bulkhead_verdict::maps::Hook;
 use super::{
     KernelError,
     sys::{self, attach_type},
+    uplink,
 };
 
 /// The hooks of a device, in the order they are attached.
@@ -73,6 +74,21 @@ impl Programs {
             .ok_or(KernelError::MissingProgram { program: name })?;
         let program: &mut SchedClassifier = program.try_into().map_err(failed(name))?;
         program.load().map_err(failed(name))
+    }
+
+    /// The object all programs are of.
+    pub(super) fn object(&self) -> &Ebpf {
+        &self.object
+    }
+
+    /// The same to load a program of another kind from.
+    pub(super) fn object_mut(&mut self) -> &mut Ebpf {
+        &mut self.object
+    }
+
+    /// Instructions the verifier walked to accept the uplink's program, which must be loaded.
+    pub fn uplink_verified_instructions(&self) -> Result<u32, KernelError> {
+        uplink::verified_instructions(&self.object)
     }
 
     fn get(&self, name: &'static str) -> Result<&SchedClassifier, KernelError> {
@@ -149,7 +165,7 @@ fn attach_one(path: &Path, program: BorrowedFd<'_>, ifindex: u32, hook: Hook) ->
     sys::pin(link.as_fd(), path)
 }
 
-fn open_link(path: &Path) -> io::Result<Option<OwnedFd>> {
+pub(super) fn open_link(path: &Path) -> io::Result<Option<OwnedFd>> {
     match sys::open(path) {
         Ok(link) => Ok(Some(link)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -14,6 +14,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::Path,
+    sync::atomic::AtomicU8,
 };
 
 /// Commands of bpf(2) (`enum bpf_cmd` in the kernel's uapi/linux/bpf.h).
@@ -48,6 +49,7 @@ pub(crate) mod map_type {
 pub(crate) mod attach_type {
     pub(crate) const TCX_INGRESS: u32 = 46;
     pub(crate) const TCX_EGRESS: u32 = 47;
+    pub(super) const XDP: u32 = 37;
 }
 
 /// Every attribute is passed zeroed to this size, so that fields of later kernels are zero too.
@@ -367,6 +369,65 @@ pub(crate) fn link_create(program: BorrowedFd<'_>, ifindex: u32, attach_type: u3
         ..LinkCreate::default()
     };
     call_for_fd(command::LINK_CREATE, &mut link)
+}
+
+/// Attaches a loaded program to a device's XDP hook, in the mode that the flags say.
+pub(crate) fn link_create_xdp(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
+    let mut link = LinkCreate {
+        program: number(program),
+        ifindex,
+        attach_type: attach_type::XDP,
+        flags,
+        ..LinkCreate::default()
+    };
+    call_for_fd(command::LINK_CREATE, &mut link)
+}
+
+/// The memory of an array that may be mapped: single bytes are read and written without a system call.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    start: *const AtomicU8,
+    length: usize,
+}
+
+// SAFETY: the memory is shared with the kernel in any case, and is reached as atomic bytes only.
+unsafe impl Send for Mapping {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps the whole of an array made with `BPF_F_MMAPABLE`.
+    pub(crate) fn of(map: BorrowedFd<'_>, length: usize) -> io::Result<Self> {
+        // SAFETY: a new shared mapping of a descriptor we hold, placed by the kernel.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = start.cast_const().cast();
+        Ok(Self { start, length })
+    }
+
+    /// Its bytes.
+    pub(crate) fn bytes(&self) -> &[AtomicU8] {
+        // SAFETY: the mapping has this length and lives as long as we do; an atomic byte has any byte's layout.
+        unsafe { std::slice::from_raw_parts(self.start, self.length) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, of which no reference is left.
+        let _unmapped = unsafe { libc::munmap(self.start.cast_mut().cast(), self.length) };
+    }
 }
 
 /// Replaces the program of a link in place: a packet meets the old one or the new one.

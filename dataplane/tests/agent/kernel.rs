@@ -81,9 +81,13 @@ fn what_the_verifier_walks_is_known() {
         return;
     }
     let world = World::new(&[]);
-    let kernel = Kernel::open(&world.bpffs()).unwrap();
+    let kernel = Kernel::with_uplinks(&world.bpffs(), Some(64)).unwrap();
     let count = |hook| kernel.programs().verified_instructions(hook).unwrap();
-    let found = [("from_pod", count(Hook::FromPod)), ("to_pod", count(Hook::ToPod))];
+    let found = [
+        ("from_pod", count(Hook::FromPod)),
+        ("to_pod", count(Hook::ToPod)),
+        ("uplink", kernel.programs().uplink_verified_instructions().unwrap()),
+    ];
     let path = Path::new(FILE);
     if std::env::var_os("UPDATE_EXPECT").is_some() {
         let lines: Vec<String> = found
