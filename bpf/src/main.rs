@@ -10,6 +10,7 @@
 
 mod bench;
 mod clock;
+mod dns;
 mod packet;
 mod stage;
 mod state;

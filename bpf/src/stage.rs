@@ -49,4 +49,6 @@ stages! {
     bk_guard = Guard;
     bk_open = Open;
     bk_record = Record;
+    bk_names = Names;
+    bk_learn = Learn;
 }

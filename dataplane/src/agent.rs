@@ -30,6 +30,7 @@ use crate::{
     kernel::{Fuse, Kernel},
     metrics::Metrics,
     names::{DeviceNames, Names},
+    kernel::Learning,
     options::{self, Options, RuntimeSocket},
     server::{self, Agent},
     store::Store,
@@ -119,7 +120,15 @@ impl Parts {
         let writer = kernel.writer(Fuse::new(options.fail_after_writes, options.refuse_writes.clone()))?;
         let store = Store::open(&options.state_dir, &node)?;
         let links = Netlink::open().context("asking the kernel about devices")?;
-        let machine = Machine { kernel, writer };
+        let learning = Learning {
+            on: !options.no_name_learning,
+            min_ttl: options.fqdn_min_ttl,
+        };
+        let machine = Machine {
+            kernel,
+            writer,
+            learning,
+        };
         let state = Sync::start(&node, Box::new(machine), Box::new(links), store, shared)?;
 
         let (sync, inputs) = sync_channel(QUEUE);

@@ -92,6 +92,12 @@ pub(crate) struct Agent {
     /// Network namespace to work in: where the host-side devices of pods are. Default: the agent's own
     #[arg(long)]
     pub(crate) netns: Option<PathBuf>,
+    /// Shortest time an address stays known for a name, whatever the answer's TTL says, seconds
+    #[arg(long, env = "BULKHEAD_FQDN_MIN_TTL", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    pub(crate) fqdn_min_ttl: u32,
+    /// For tests: answers about names teach nothing
+    #[arg(long, hide = true)]
+    pub(crate) no_name_learning: bool,
     /// For tests: kill this process after so many map writes
     #[arg(long, hide = true)]
     pub(crate) fail_after_writes: Option<u64>,

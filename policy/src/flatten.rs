@@ -121,7 +121,7 @@ impl<'a> Hit<'a> {
 
     fn alternative(&self, decision: Decision) -> Alternative {
         Alternative {
-            guard: self.rule.guard,
+            guard: self.rule.guard.clone(),
             decision,
             rule: self.rule.name.clone(),
         }

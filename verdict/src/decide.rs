@@ -12,7 +12,7 @@
 use crate::{
     Scratch,
     address::Address,
-    connection,
+    connection, dns,
     flow::{self, Moment},
     layout::{Flow, FlowKey, config_flag, event_kind, rule},
     maps::{Hook, Maps, Packet},
@@ -62,6 +62,10 @@ pub enum Stage {
     Open,
     /// Writes events, denials and fragments.
     Record,
+    /// Notes a query for a name, or learns from an answer.
+    Names,
+    /// Learns one address.
+    Learn,
 }
 
 impl Stage {
@@ -78,9 +82,11 @@ impl Stage {
             Self::ByRules => scratch.reason = connection::by_rules(packet, maps, scratch),
             Self::Ask => scratch.reason = connection::ask(packet, maps, scratch),
             Self::Evaluate => scratch.reason = policy::evaluate(packet, maps, scratch),
-            Self::Guard => policy::look(maps, &mut scratch.question),
+            Self::Guard => policy::look(packet, maps, scratch),
             Self::Open => scratch.reason = connection::open(packet, maps, scratch),
             Self::Record => write_down(packet, maps, scratch),
+            Self::Names => dns::run(packet, maps, scratch),
+            Self::Learn => dns::learn(packet, maps, scratch),
         }
     }
 }
@@ -92,6 +98,9 @@ pub fn decide<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch, h
     maps.count(hook, scratch.reason as u8, scratch.moment.length);
     if !scratch.reason.passes() || scratch.record.event != NO_EVENT || record::is_first_fragment(&scratch.headers) {
         packet.stage(maps, scratch, Stage::Record);
+    }
+    if scratch.reason.passes() && dns::concerns(&scratch.headers, hook) {
+        packet.stage(maps, scratch, Stage::Names);
     }
     Verdict {
         reason: scratch.reason,

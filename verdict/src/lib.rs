@@ -14,6 +14,7 @@
 pub mod address;
 mod connection;
 pub mod decide;
+pub mod dns;
 pub mod flow;
 #[cfg(any(test, feature = "host"))]
 pub mod host;

@@ -2,6 +2,7 @@
 
 use crate::{
     address::Address,
+    dns::message::Working,
     flow::Moment,
     layout::{EndpointWord, Flow, FlowKey},
     maps::Hook,
@@ -44,6 +45,8 @@ pub struct Scratch {
     pub(crate) confirmed: bool,
     /// The flow was approved at this side by `builtin/node`.
     pub(crate) was_node: bool,
+    /// A message about names.
+    pub dns: Working,
 }
 
 impl Scratch {
@@ -68,6 +71,7 @@ impl Scratch {
             source_is_low: false,
             confirmed: false,
             was_node: false,
+            dns: Working::new(),
         }
     }
 }

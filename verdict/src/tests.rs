@@ -1,5 +1,6 @@
 //! Tests of the whole decision that are no vectors: what is written down, timers, checksums, properties.
 
+mod names;
 mod properties;
 mod records;
 mod timers;

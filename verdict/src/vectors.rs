@@ -5,6 +5,7 @@
 //! values of its clock.
 
 mod flows;
+pub mod names;
 mod packets;
 mod policies;
 pub mod world;
@@ -115,6 +116,7 @@ pub fn all() -> Vec<Vector> {
     vectors.extend(packets::vectors());
     vectors.extend(policies::vectors());
     vectors.extend(flows::vectors());
+    vectors.extend(names::vectors());
     vectors
 }
 

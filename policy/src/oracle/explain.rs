@@ -118,7 +118,7 @@ impl Judge<'_> {
                         rule: name,
                         action: rule.action,
                         matches: self.world.matches(rule, self),
-                        guard: rule.guard.map(|guard| (guard, holding(guard))),
+                        guard: rule.guard.as_ref().map(|guard| (guard.clone(), holding(guard))),
                         mode: if policy.mode == Mode::Shadow {
                             Mode::Shadow
                         } else {

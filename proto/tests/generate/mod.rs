@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use bulkhead_policy::{
     digest::Digest,
+    fqdn::Names,
     model::{Attachment, Builtin, Direction, Guard, PolicyKey, PolicyKind, RuleName, Side, WorkloadKey, Zone},
     state::{
         AddressKind, Alternative, Binding, Decision, Delta, Endpoint, Identity, Network, PeerId, PortSet, Range,
@@ -118,7 +119,10 @@ fn guard() -> impl Strategy<Value = Guard> {
         (any::<u32>(), select(vec![Side::Subject, Side::Peer]), any::<bool>())
             .prop_map(|(profile, side, negated)| Guard::Lease { profile, side, negated }),
         any::<u32>().prop_map(Guard::Until),
-        any::<u32>().prop_map(Guard::Name),
+        "[a-z]{1,5}(\\.[a-z]{1,5}){0,2}".prop_map(|name| {
+            let texts = [format!("*.{name}"), name];
+            Guard::Name(Names::new(texts.iter().map(|text| text.parse().unwrap()).collect()))
+        }),
     ]
 }
 
