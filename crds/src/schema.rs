@@ -194,7 +194,8 @@ pub(crate) const NO_FQDNS: &str = "!has(self.from) || !self.from.exists(peer, ha
 pub(crate) const NO_FQDNS_MESSAGE: &str = "fqdns are for egress rules only";
 pub(crate) const FQDNS_ALLOW: &str =
     "!has(self.to) || !self.to.exists(peer, has(peer.fqdns)) || !has(self.action) || self.action == 'Allow'";
-pub(crate) const FQDNS_ALLOW_MESSAGE: &str = "fqdns are for Allow rules only: whoever asks another server would not be denied";
+pub(crate) const FQDNS_ALLOW_MESSAGE: &str =
+    "fqdns are for Allow rules only: whoever asks another server would not be denied";
 
 /// Schema of a list of DNS names and wildcards.
 pub(crate) fn fqdns(_: &mut SchemaGenerator) -> Schema {

@@ -30,7 +30,6 @@ use crate::{
     kernel::{Fuse, Kernel},
     metrics::Metrics,
     names::{DeviceNames, Names},
-    kernel::Learning,
     options::{self, Options, RuntimeSocket},
     server::{self, Agent},
     store::Store,
@@ -120,16 +119,13 @@ impl Parts {
         let writer = kernel.writer(Fuse::new(options.fail_after_writes, options.refuse_writes.clone()))?;
         let store = Store::open(&options.state_dir, &node)?;
         let links = Netlink::open().context("asking the kernel about devices")?;
-        let learning = Learning {
-            on: !options.no_name_learning,
-            min_ttl: options.fqdn_min_ttl,
-        };
-        let machine = Machine {
+        let learning = options.learning();
+        let machine = Box::new(Machine {
             kernel,
             writer,
             learning,
-        };
-        let state = Sync::start(&node, Box::new(machine), Box::new(links), store, shared)?;
+        });
+        let state = Sync::start(&node, machine, Box::new(links), store, shared)?;
 
         let (sync, inputs) = sync_channel(QUEUE);
         let syncing = spawn("sync", move || state.run(&inputs))?;

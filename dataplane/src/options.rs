@@ -5,7 +5,9 @@ use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 use bulkhead_proto::log::Format;
 use clap::{Parser, Subcommand};
 
-use crate::{cleanup::Cleanup, cni::install::Installation, gate::StartGate, store, stream::Address, tls};
+use crate::{
+    cleanup::Cleanup, cni::install::Installation, gate::StartGate, kernel::Learning, store, stream::Address, tls,
+};
 
 /// Enforces Bulkhead's policies on the pods of this node. Enforcement goes on when the agent ends, however it ends.
 #[derive(Debug, Parser)]
@@ -141,6 +143,14 @@ pub(crate) enum Command {
 }
 
 impl Agent {
+    /// How answers about names are used.
+    pub(crate) fn learning(&self) -> Learning {
+        Learning {
+            on: !self.no_name_learning,
+            min_ttl: self.fqdn_min_ttl,
+        }
+    }
+
     /// What is to be installed.
     pub(crate) fn installation(&self) -> Installation {
         Installation {

@@ -379,13 +379,19 @@ impl Agent {
 
 /// Reasons that counted anything.
 fn verdicts(sums: &[layout::Counter]) -> Vec<VerdictCount> {
-    let reasons: Vec<_> = Reason::ALL.iter().map(|reason| (*reason as u8, reason.name())).collect();
+    let reasons: Vec<_> = Reason::ALL
+        .iter()
+        .map(|reason| (*reason as u8, reason.name()))
+        .collect();
     counts(sums, &reasons)
 }
 
 /// What became of DNS queries and answers.
 fn names(sums: &[layout::Counter]) -> Vec<VerdictCount> {
-    let outcomes: Vec<_> = Outcome::ALL.iter().map(|outcome| (*outcome as u8, outcome.name())).collect();
+    let outcomes: Vec<_> = Outcome::ALL
+        .iter()
+        .map(|outcome| (*outcome as u8, outcome.name()))
+        .collect();
     counts(sums, &outcomes)
 }
 
@@ -404,6 +410,10 @@ fn counts(sums: &[layout::Counter], numbers: &[(u8, &'static str)]) -> Vec<Verdi
     };
     [(Hook::FromPod, "from-pod"), (Hook::ToPod, "to-pod")]
         .into_iter()
-        .flat_map(|(hook, name)| numbers.iter().filter_map(move |(number, word)| one(hook, name, *number, word)))
+        .flat_map(|(hook, name)| {
+            numbers
+                .iter()
+                .filter_map(move |(number, word)| one(hook, name, *number, word))
+        })
         .collect()
 }

@@ -52,7 +52,9 @@ pub enum PatternError {
     #[error("is longer than {NAME_MAX} characters, which no DNS name is; shorten it")]
     TooLong,
     /// A label that is none.
-    #[error("has the label {0:?}; a label has 1 to 63 letters, digits, '-' or '_', and a wildcard stands alone in front")]
+    #[error(
+        "has the label {0:?}; a label has 1 to 63 letters, digits, '-' or '_', and a wildcard stands alone in front"
+    )]
     Label(String),
 }
 
@@ -212,7 +214,9 @@ impl NameTables {
                     }
                 }
                 (Some(one), Some(other)) => {
-                    let message = format!("the names [{one}] and [{other}] share the number {number:#x}; change one of the lists");
+                    let message = format!(
+                        "the names [{one}] and [{other}] share the number {number:#x}; change one of the lists"
+                    );
                     tables.refused.push(message);
                 }
                 _ => {}
@@ -227,7 +231,8 @@ impl NameTables {
                 && other != pattern
             {
                 broken.insert(number);
-                let message = format!("the names {pattern} and {other} share the number {number:#x}; change one of them");
+                let message =
+                    format!("the names {pattern} and {other} share the number {number:#x}; change one of them");
                 tables.refused.push(message);
             }
         }
@@ -247,11 +252,14 @@ impl NameTables {
         let limit = usize::try_from(PATTERNS).unwrap_or(usize::MAX);
         for (number, pattern) in known {
             let Some(key) = reversed_name(&pattern.domain) else {
-                self.refused.push(format!("{pattern} is no name that DNS can carry; correct it"));
+                self.refused
+                    .push(format!("{pattern} is no name that DNS can carry; correct it"));
                 continue;
             };
             if self.patterns.len() >= limit && !self.patterns.contains_key(&key) {
-                self.refused.push(format!("{pattern} does not fit: rules of this node name more than {limit} domains"));
+                self.refused.push(format!(
+                    "{pattern} does not fit: rules of this node name more than {limit} domains"
+                ));
                 continue;
             }
             let entry = PatternEntry {

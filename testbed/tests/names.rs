@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{Arc, Mutex},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bulkhead_proto::v1::{AgentStatus, FlowEvent};
@@ -51,37 +51,46 @@ fn number(number: u32, ipv6: bool) -> IpAddr {
     }
 }
 
+/// What a server says, by name and type.
+type Known = Mutex<BTreeMap<(String, u16), Vec<Record>>>;
+
 /// A server of names, and one that accepts connections at every address of theirs.
 struct Outside {
     /// What the server says, by name and type; of other names of the form `n7.…` it knows the address, `hold…` it lets wait.
-    records: Arc<Mutex<BTreeMap<(String, u16), Vec<Record>>>>,
+    records: Arc<Known>,
     server: [UdpSocket; 2],
 }
 
 impl Outside {
     fn start(net: &Testnet) -> Self {
         net.outside
-            .ip("route add local 198.18.0.0/15 dev lo\n-6 route add local 2001:db8:1::/48 dev lo\n")
-            .or_else(|_| net.outside.ip("route add local 198.18.0.0/15 dev lo\nroute add local 2001:db8:1::/48 dev lo\n"))
+            .ip(
+                "route add local 198.18.0.0/15 dev lo\nroute add local 2001:db8:1::/48 dev lo\n\
+                 addr add 2001:db8:1::70:0/128 dev lo nodad\n",
+            )
             .unwrap();
         let records = Arc::new(Mutex::new(BTreeMap::new()));
         let server = Testnet::OUTSIDE.map(|address| {
             let socket = net.outside.inside(|| UdpSocket::bind((address, 53))).unwrap().unwrap();
             let (own, known) = (socket.try_clone().unwrap(), records.clone());
             thread::spawn(move || answer(&own, &known));
-            let listener = net.outside.inside(|| TcpListener::bind((address, 53))).unwrap().unwrap();
+            let listener = net
+                .outside
+                .inside(|| TcpListener::bind((address, 53)))
+                .unwrap()
+                .unwrap();
             let known = records.clone();
             thread::spawn(move || answer_streams(&listener, &known));
             socket
         });
-        for any in [IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
-            let listener = net.outside.inside(|| TcpListener::bind((any, 443))).unwrap().unwrap();
-            thread::spawn(move || {
-                for stream in listener.incoming().flatten() {
-                    thread::spawn(move || echo(stream));
-                }
-            });
-        }
+        // Every address of both families.
+        let everywhere = (Ipv6Addr::UNSPECIFIED, 443);
+        let listener = net.outside.inside(|| TcpListener::bind(everywhere)).unwrap().unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                thread::spawn(move || echo(stream));
+            }
+        });
         Self { records, server }
     }
 
@@ -104,8 +113,6 @@ fn echo(mut stream: TcpStream) {
         }
     }
 }
-
-type Known = Mutex<BTreeMap<(String, u16), Vec<Record>>>;
 
 /// The answer to a query; `None` = none.
 fn reply(query: &[u8], known: &Known) -> Option<Message> {
@@ -163,7 +170,11 @@ fn kind(ipv6: bool) -> u16 {
 /// A socket of a pod that asks the server of a family.
 fn resolver(pod: &Pod, ipv6: bool) -> UdpSocket {
     let server = Testnet::OUTSIDE[usize::from(ipv6)];
-    let socket = pod.netns.inside(|| UdpSocket::bind((pod.address(ipv6), 0))).unwrap().unwrap();
+    let socket = pod
+        .netns
+        .inside(|| UdpSocket::bind((pod.address(ipv6), 0)))
+        .unwrap()
+        .unwrap();
     socket.connect((server, 53)).unwrap();
     socket.set_read_timeout(Some(ALLOWED)).unwrap();
     socket
@@ -173,7 +184,9 @@ fn resolver(pod: &Pod, ipv6: bool) -> UdpSocket {
 fn resolve(socket: &UdpSocket, name: &str, kind: u16, id: u16) {
     socket.send(&Message::query(id, name, kind).bytes()).unwrap();
     let mut buffer = [0; 1500];
-    socket.recv(&mut buffer).unwrap_or_else(|error| panic!("no answer for {name}: {error}"));
+    socket
+        .recv(&mut buffer)
+        .unwrap_or_else(|error| panic!("no answer for {name}: {error}"));
 }
 
 fn connect(pod: &Pod, to: IpAddr, time: Duration) -> Option<TcpStream> {
@@ -193,7 +206,9 @@ fn start(more: &[&str]) -> (Testnet, Outside, Stack) {
     let net = Testnet::create(Plan {
         namespaces: [("shop".to_owned(), [].into())].into(),
         nodes: vec!["node-1".to_owned()],
-        pods: ["web", "flood"].map(|name| PodPlan::new("shop", name, "app=web")).into(),
+        pods: ["web", "flood"]
+            .map(|name| PodPlan::new("shop", name, "app=web"))
+            .into(),
     })
     .unwrap();
     let outside = Outside::start(&net);
@@ -207,6 +222,69 @@ fn start(more: &[&str]) -> (Testnet, Outside, Stack) {
 fn counted(status: &AgentStatus, outcome: &str) -> u64 {
     let of = status.names.iter().filter(|count| count.reason == outcome);
     of.map(|count| count.packets).sum()
+}
+
+/// Another pod asks for, and is told, more than all tables of a pod hold.
+fn flood(pod: &Pod, ipv6: bool) {
+    let socket = resolver(pod, ipv6);
+    socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+    let mut buffer = [0; 1500];
+    for one in 0..20_000_u32 {
+        let first = if one % 2 == 0 { "n" } else { "hold" };
+        let [_, _, high, low] = one.to_be_bytes();
+        let id = u16::from_be_bytes([high, low]);
+        let query = Message::query(id, &format!("{first}{one}.shop.test"), kind(ipv6));
+        drop(socket.send(&query.bytes()));
+        if one % 32 == 0 {
+            while socket.recv(&mut buffer).is_ok() {}
+        }
+    }
+}
+
+/// Aliases, another case, deep wildcards, TCP; and what no rule names.
+fn every_kind_of_name(net: &Testnet, outside: &Outside) {
+    let web = net.pod("web");
+    let socket = resolver(web, false);
+    let aliases = vec![
+        Record::alias("", "edge.cdn.test", 60),
+        Record {
+            owner: "edge.cdn.test".to_owned(),
+            ..Record::address(v4(200, 1), 60)
+        },
+    ];
+    outside.knows("api.example.com", dns::A, aliases);
+    for (name, address) in [("x.y.deep.test", v4(200, 2)), ("wWw.ShOp.TeSt", v4(200, 3))] {
+        outside.knows(&name.to_lowercase(), dns::A, vec![Record::address(address, 60)]);
+        resolve(&socket, name, dns::A, 7);
+        assert!(allowed(web, address), "{name}");
+    }
+    resolve(&socket, "api.example.com", dns::A, 8);
+    assert!(allowed(web, v4(200, 1)), "behind an alias");
+    for (last, name) in (10_u8..).zip([
+        "www.evil.test",
+        "shop.test",
+        "a.b.shop.test",
+        "xshop.test",
+        "www.api.example.com",
+    ]) {
+        outside.knows(name, dns::A, vec![Record::address(v4(201, last), 60)]);
+        resolve(&socket, name, dns::A, 9);
+        assert!(denied(web, v4(201, last)), "{name}");
+    }
+    outside.knows("over.shop.test", dns::A, vec![Record::address(v4(200, 4), 60)]);
+    let mut stream = web
+        .netns
+        .inside(|| TcpStream::connect((Testnet::OUTSIDE[0], 53)))
+        .unwrap()
+        .unwrap();
+    let query = Message::query(3, "over.shop.test", dns::A).bytes();
+    let mut all = u16::try_from(query.len()).unwrap().to_be_bytes().to_vec();
+    all.extend(query);
+    stream.write_all(&all).unwrap();
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).unwrap();
+    assert!(allowed(web, v4(200, 4)), "an answer over TCP");
+    assert!(denied(net.pod("flood"), v4(200, 4)), "what one pod learned is its own");
 }
 
 #[test]
@@ -231,46 +309,22 @@ fn a_thousand_names_are_resolved_and_connected_to_at_once_while_the_agent_is_dea
     }
     assert_eq!(refused, [], "false denials of {} connections", 2 * NAMES);
 
-    // Aliases, another case, deep wildcards, TCP; and what no rule names.
-    let socket = resolver(web, false);
-    let aliases = vec![
-        Record::alias("", "edge.cdn.test", 60),
-        Record { owner: "edge.cdn.test".to_owned(), ..Record::address(v4(200, 1), 60) },
-    ];
-    outside.knows("api.example.com", dns::A, aliases);
-    for (name, address) in [("x.y.deep.test", v4(200, 2)), ("wWw.ShOp.TeSt", v4(200, 3))] {
-        outside.knows(&name.to_lowercase(), dns::A, vec![Record::address(address, 60)]);
-        resolve(&socket, name, dns::A, 7);
-        assert!(allowed(web, address), "{name}");
-    }
-    resolve(&socket, "api.example.com", dns::A, 8);
-    assert!(allowed(web, v4(200, 1)), "behind an alias");
-    for (last, name) in (10_u8..).zip(["www.evil.test", "shop.test", "a.b.shop.test", "xshop.test", "www.api.example.com"]) {
-        outside.knows(name, dns::A, vec![Record::address(v4(201, last), 60)]);
-        resolve(&socket, name, dns::A, 9);
-        assert!(denied(web, v4(201, last)), "{name}");
-    }
-    outside.knows("over.shop.test", dns::A, vec![Record::address(v4(200, 4), 60)]);
-    let mut stream = web.netns.inside(|| TcpStream::connect((Testnet::OUTSIDE[0], 53))).unwrap().unwrap();
-    let query = Message::query(3, "over.shop.test", dns::A).bytes();
-    let mut all = u16::try_from(query.len()).unwrap().to_be_bytes().to_vec();
-    all.extend(query);
-    stream.write_all(&all).unwrap();
-    let mut length = [0; 2];
-    stream.read_exact(&mut length).unwrap();
-    assert!(allowed(web, v4(200, 4)), "an answer over TCP");
-    assert!(denied(net.pod("flood"), v4(200, 4)), "what one pod learned is its own");
+    every_kind_of_name(&net, &outside);
 
     // What was learned and counted is there when the agent is; records say which names it was.
     stack.start_agent(&net, 0, &[]).unwrap();
     assert!(allowed(web, number(3, true)));
-    let status = stack.agent(0).unwrap().agent_status().unwrap();
+    let status = until(SOON, || stack.agent(0).ok()?.agent_status().ok()).unwrap();
     assert!(counted(&status, "learned") >= u64::from(2 * NAMES) + 4);
-    assert_eq!(counted(&status, "lost") + counted(&status, "malformed") + counted(&status, "displaced"), 0);
+    // 2,006 addresses are about what the tables of a pod hold, so some were displaced after they were used.
+    assert_eq!(counted(&status, "lost") + counted(&status, "malformed"), 0);
     assert!(counted(&status, "not-named") >= 5);
     let named = until(SOON, || {
         let flows = stack.agent(0).unwrap().flows(Vec::new()).unwrap();
-        let names = flows.into_iter().filter(|flow| flow.event() == FlowEvent::Open).flat_map(|flow| flow.destination_names);
+        let names = flows
+            .into_iter()
+            .filter(|flow| flow.event() == FlowEvent::Open)
+            .flat_map(|flow| flow.destination_names);
         names.into_iter().any(|name| name == "*.shop.test").then_some(())
     });
     assert!(named.is_some(), "no record of the connection names *.shop.test");
@@ -296,7 +350,7 @@ fn forged_answers_teach_nothing_and_a_flood_pushes_out_nothing() {
         return;
     }
     let (net, outside, stack) = start(&[]);
-    let (web, flood) = (net.pod("web"), net.pod("flood"));
+    let web = net.pod("web");
     for ipv6 in [false, true] {
         let socket = resolver(web, ipv6);
         let client = socket.local_addr().unwrap();
@@ -306,16 +360,23 @@ fn forged_answers_teach_nothing_and_a_flood_pushes_out_nothing() {
         let others: IpAddr = number(0x7000, ipv6);
         let other = |from: IpAddr, port: u16| {
             let socket = net.outside.inside(|| UdpSocket::bind((from, port))).unwrap().unwrap();
-            move |message: &Message| drop(socket.send_to(&message.bytes(), client).unwrap())
+            move |message: &Message| {
+                socket.send_to(&message.bytes(), client).unwrap();
+            }
         };
         let before = stack.agent(0).unwrap().agent_status().unwrap();
 
         outside.says(client, &answer(0));
         assert!(denied(web, address(0)), "before it was asked");
         socket.send(&query.bytes()).unwrap();
-        outside.says(client, &Message { id: 0x4243, ..answer(1) });
-        outside.says(client, &Message { name: "n9.shop.test".to_owned(), ..answer(2) });
-        outside.says(client, &Message { kind: kind(!ipv6), ..answer(3) });
+        let with = |part, change: &dyn Fn(&mut Message)| {
+            let mut message = answer(part);
+            change(&mut message);
+            outside.says(client, &message);
+        };
+        with(1, &|message| message.id += 1);
+        with(2, &|message| "n9.shop.test".clone_into(&mut message.name));
+        with(3, &|message| message.kind = kind(!ipv6));
         other(others, 53)(&answer(4));
         other(Testnet::OUTSIDE[usize::from(ipv6)], 5353)(&answer(5));
         let elsewhere = SocketAddr::new(client.ip(), client.port() ^ 1);
@@ -324,20 +385,12 @@ fn forged_answers_teach_nothing_and_a_flood_pushes_out_nothing() {
             assert!(denied(web, address(part)), "forgery {part}, IPv6 {ipv6}");
         }
 
-        // While the query waits, another pod asks for, and is told, more than all tables of a pod hold.
-        let busy = resolver(flood, ipv6);
-        busy.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
-        let mut buffer = [0; 1500];
-        for one in 0..20_000_u32 {
-            let name = if one % 2 == 0 { format!("n{one}.shop.test") } else { format!("hold{one}.shop.test") };
-            let [_, _, high, low] = one.to_be_bytes();
-            drop(busy.send(&Message::query(u16::from_be_bytes([high, low]), &name, kind(ipv6)).bytes()));
-            if one % 32 == 0 {
-                while busy.recv(&mut buffer).is_ok() {}
-            }
-        }
+        flood(net.pod("flood"), ipv6);
         outside.says(client, &answer(7));
-        assert!(allowed(web, address(7)), "the right answer after the flood, IPv6 {ipv6}");
+        assert!(
+            allowed(web, address(7)),
+            "the right answer after the flood, IPv6 {ipv6}"
+        );
         outside.says(client, &answer(8));
         assert!(denied(web, address(8)), "a second answer, IPv6 {ipv6}");
 
@@ -368,11 +421,13 @@ fn an_address_ends_with_its_answer_unless_a_connection_lives() {
         live.set_read_timeout(Some(ALLOWED)).unwrap();
         live.read_exact(&mut [0]).unwrap();
     };
-    let ended = until(SOON, || {
+    let begin = Instant::now();
+    let passed = until(SOON, || {
         say();
-        denied(web, v4(210, 2)).then_some(())
+        (begin.elapsed() > Duration::from_secs(7)).then_some(())
     });
-    assert!(ended.is_some(), "the address with no connection does not end");
+    assert!(passed.is_some());
+    assert!(denied(web, v4(210, 2)), "the address with no connection does not end");
     assert!(allowed(web, v4(210, 1)), "the address of a live connection ended");
     say();
     drop(stack);

@@ -41,7 +41,7 @@ pub(crate) fn by_rules<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut S
             scratch.forward = forward;
             let side = flow::side(flow, flow::side_index(scratch.hook, forward));
             scratch.was_node = side.approval.get() != 0 && side.rule.get() == rule::NODE;
-            scratch.question.live = u8::from(side.approval.get() != 0);
+            scratch.question.live = u8::from(side.approval.get() != 0 && !flow::closed(flow));
             // Nothing has come this way yet, so the sender may as well be opening a flow of its own. Not so where this
             // side was approved once: what was cut is not to come back as the other end's idea.
             if role == Role::Either && !forward && side.ifindex.get() == 0 {

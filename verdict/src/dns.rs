@@ -18,7 +18,8 @@ use crate::{
 };
 use message::{MESSAGE, NAME_STEPS, RECORD_STEPS, REVERSED_END, SHORTEST};
 use table::{
-    BucketKey, CLAIMED, LEARNED_STEPS, LEARNED_WAYS, PENDING_STEPS, PENDING_WAYS, class_of, expiry_of, halves, ticket, word_of,
+    BucketKey, CLAIMED, LEARNED_STEPS, LEARNED_WAYS, PENDING_STEPS, PENDING_WAYS, class_of, expiry_of, halves, ticket,
+    word_of,
 };
 
 /// The port servers of names have, network byte order.
@@ -430,7 +431,9 @@ pub fn reversed_name(name: &str) -> Option<std::vec::Vec<u8>> {
     let name = name.strip_suffix('.').unwrap_or(name);
     let mut wire = std::vec::Vec::new();
     for label in name.split('.') {
-        let length = u8::try_from(label.len()).ok().filter(|length| (1..=63).contains(length))?;
+        let length = u8::try_from(label.len())
+            .ok()
+            .filter(|length| (1..=63).contains(length))?;
         wire.push(length);
         wire.extend(label.bytes().map(|byte| byte.to_ascii_lowercase()));
     }

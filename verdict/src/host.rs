@@ -395,7 +395,9 @@ impl Maps for MemMaps {
         let end = REVERSED_END as usize;
         let start = end.checked_sub(usize::try_from(length).ok()?)?;
         let name: Vec<u8> = reversed.get(start..end)?.iter().map(Word::get).collect();
-        (0..=name.len()).rev().find_map(|length| self.patterns.get(name.get(..length)?).copied())
+        (0..=name.len())
+            .rev()
+            .find_map(|length| self.patterns.get(name.get(..length)?).copied())
     }
     fn member(&self, key: &MemberKey) -> bool {
         self.members.contains(key)

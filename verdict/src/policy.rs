@@ -5,8 +5,8 @@ use crate::{
     address::Address,
     dns,
     layout::{
-        Alternative, Config, LeaseKey, MAX_ALTERNATIVES, MAX_SEARCH, RANGES, RuleKey, action, address_flag,
-        guard, identity, network_flag, rule, side,
+        Alternative, Config, LeaseKey, MAX_ALTERNATIVES, MAX_SEARCH, RANGES, RuleKey, action, address_flag, guard,
+        identity, network_flag, rule, side,
     },
     maps::{Maps, Packet},
     port::Position,

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use bulkhead_policy::{
     fqdn::{Names, Pattern},
     model::{
-        self, Direction, Guard, IcmpMessage, IcmpVersion, LabelSelector, Match, NamespaceMatch, Peer, PodMatch, PortMatch,
-        Rule, Tier as PolicyTier, WorkloadKey,
+        self, Direction, Guard, IcmpMessage, IcmpVersion, LabelSelector, Match, NamespaceMatch, Peer, PodMatch,
+        PortMatch, Rule, Tier as PolicyTier, WorkloadKey,
     },
 };
 use k8s_openapi::api::networking::v1::NetworkPolicyPort;
@@ -95,15 +95,7 @@ impl Reader<'_, '_> {
         let named = world.and_then(|world| self.resolve(action, good, world, ports.clone()));
         let resolved = self.resolve(action, good, peers, ports);
         if !whole {
-            let closed = match (resolved.as_ref().or(named.as_ref()), action) {
-                (None, _) => "the rule matches nothing",
-                (Some(_), Action::Allow) => "that part of it matches nothing",
-                (Some(_), Action::Deny | Action::Pass) => "the rule denies whatever that part could have meant",
-            };
-            self.report.error(
-                path,
-                format!("has a part that cannot be read, so {closed}; correct the fields named above"),
-            );
+            self.closed(path, action, resolved.as_ref().or(named.as_ref()).is_some());
         }
         let mode = match mode {
             Ok(Some(Mode::Shadow)) if !self.restricted => model::Mode::Shadow,
@@ -123,6 +115,19 @@ impl Reader<'_, '_> {
                 mode,
             })
             .collect()
+    }
+
+    /// Says what becomes of a rule of which not all could be read.
+    fn closed(&mut self, path: String, action: Action, any: bool) {
+        let closed = match (any, action) {
+            (false, _) => "the rule matches nothing",
+            (true, Action::Allow) => "that part of it matches nothing",
+            (true, Action::Deny | Action::Pass) => "the rule denies whatever that part could have meant",
+        };
+        self.report.error(
+            path,
+            format!("has a part that cannot be read, so {closed}; correct the fields named above"),
+        );
     }
 
     /// The names of a rule apart from its peers. Only what a pod opens can be allowed by name.
@@ -277,15 +282,20 @@ impl Reader<'_, '_> {
             return self.bad(path, "has fields of several peers; make a peer of each");
         }
         if texts.is_empty() {
-            return self.bad(format!("{path}.fqdns"), "is empty; write a name such as api.example.com");
+            return self.bad(
+                format!("{path}.fqdns"),
+                "is empty; write a name such as api.example.com",
+            );
         }
         let mut patterns = BTreeSet::new();
         for (index, text) in texts.iter().enumerate() {
             match text.parse::<Pattern>() {
                 Ok(pattern) => drop(patterns.insert(pattern)),
                 Err(problem) => {
-                    self.report
-                        .error(format!("{path}.fqdns[{index}]"), format!("{text:?} {problem}; it matches nothing"));
+                    self.report.error(
+                        format!("{path}.fqdns[{index}]"),
+                        format!("{text:?} {problem}; it matches nothing"),
+                    );
                 }
             }
         }

@@ -198,8 +198,15 @@ impl Reader {
             return Vec::new();
         }
         // What cannot be read is not known: the record says everything else.
-        let classes = self.maps.names.classes(event.ifindex, &event.destination).unwrap_or_default();
-        classes.into_iter().filter_map(|class| self.shared.names.pattern(class)).collect()
+        let classes = self
+            .maps
+            .names
+            .classes(event.ifindex, &event.destination)
+            .unwrap_or_default();
+        classes
+            .into_iter()
+            .filter_map(|class| self.shared.names.pattern(class))
+            .collect()
     }
 
     fn record_of_event(&mut self, event: &Event, wall: Wall) -> Option<Record> {

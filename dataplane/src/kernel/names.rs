@@ -117,7 +117,12 @@ impl NameMaps {
     pub(crate) fn forget(&self, devices: &BTreeSet<u32>) -> Result<(), KernelError> {
         for ifindex in devices {
             let keys = |count: u32| -> Vec<BucketKey> {
-                (0..count).map(|bucket| BucketKey { ifindex: *ifindex, bucket }).collect()
+                (0..count)
+                    .map(|bucket| BucketKey {
+                        ifindex: *ifindex,
+                        bucket,
+                    })
+                    .collect()
             };
             self.learned.remove_all(&keys(LEARNED_BUCKETS))?;
             self.pending.remove_all(&keys(PENDING_BUCKETS))?;
@@ -128,8 +133,8 @@ impl NameMaps {
     /// Devices whose endpoints learned something.
     pub(crate) fn devices(&self) -> Result<BTreeSet<u32>, KernelError> {
         let mut devices = BTreeSet::new();
-        self.learned.for_each(|key, _| drop(devices.insert(key.ifindex)))?;
-        self.pending.for_each(|key, _| drop(devices.insert(key.ifindex)))?;
+        self.learned.for_each(|key, _| devices.extend([key.ifindex]))?;
+        self.pending.for_each(|key, _| devices.extend([key.ifindex]))?;
         Ok(devices)
     }
 
@@ -143,7 +148,9 @@ impl NameMaps {
             let [high, low] = &way.address;
             [high.get(), low.get()] == halves
         });
-        let words = ways.map(|way| way.word.get()).filter(|word| *word != 0 && *word != CLAIMED);
+        let words = ways
+            .map(|way| way.word.get())
+            .filter(|word| *word != 0 && *word != CLAIMED);
         Ok(words.map(class_of).collect())
     }
 
@@ -160,7 +167,7 @@ impl NameMaps {
 
     fn all_members(&self) -> Result<BTreeSet<MemberKey>, KernelError> {
         let mut all = BTreeSet::new();
-        self.members.for_each(|key, _| drop(all.insert(key)))?;
+        self.members.for_each(|key, _| all.extend([key]))?;
         Ok(all)
     }
 }

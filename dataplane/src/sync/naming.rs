@@ -36,7 +36,10 @@ impl Naming {
     fn wanted(&mut self, state: &State) -> NameTables {
         self.rulesets.retain(|name, _| state.rulesets.get(name).is_some());
         for (name, ruleset) in state.rulesets.iter() {
-            let known = self.rulesets.get(name).is_some_and(|(known, _)| Arc::ptr_eq(known, ruleset));
+            let known = self
+                .rulesets
+                .get(name)
+                .is_some_and(|(known, _)| Arc::ptr_eq(known, ruleset));
             if !known {
                 self.rulesets.insert(*name, (ruleset.clone(), names_in(ruleset)));
             }
@@ -56,7 +59,11 @@ fn names_in(ruleset: &Ruleset) -> BTreeSet<Names> {
     let mut seen: BTreeSet<*const PortSet> = BTreeSet::new();
     let mut names = BTreeSet::new();
     for ports in ruleset.entries.values().filter(|ports| seen.insert(Arc::as_ptr(ports))) {
-        for alternative in ports.ranges.iter().flat_map(|range| range.enforce.iter().chain(&range.shadow)) {
+        for alternative in ports
+            .ranges
+            .iter()
+            .flat_map(|range| range.enforce.iter().chain(&range.shadow))
+        {
             if let Some(Guard::Name(set)) = &alternative.guard {
                 names.insert(set.clone());
             }
@@ -84,7 +91,10 @@ impl Sync {
         }
         self.naming.held = None;
         self.ground.widen_names(&tables)?;
-        let texts = tables.classes.iter().map(|(class, pattern)| (*class, pattern.to_string().into()));
+        let texts = tables
+            .classes
+            .iter()
+            .map(|(class, pattern)| (*class, pattern.to_string().into()));
         self.shared.names.set_patterns(texts.collect());
         Ok(tables)
     }
@@ -103,6 +113,10 @@ impl Sync {
     pub(super) fn forget_names(&mut self) -> Result<(), KernelError> {
         let gone: BTreeSet<u32> = self.naming.devices.difference(&self.attached).copied().collect();
         self.naming.devices.clone_from(&self.attached);
-        if gone.is_empty() { Ok(()) } else { self.ground.forget_learned(&gone) }
+        if gone.is_empty() {
+            Ok(())
+        } else {
+            self.ground.forget_learned(&gone)
+        }
     }
 }

@@ -1,4 +1,8 @@
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on fails"
+)]
 
 use std::collections::BTreeSet;
 
@@ -18,7 +22,9 @@ fn names(texts: &[&str]) -> Names {
 /// What the kernel makes of a name: the class it would be learned with.
 fn class(tables: &NameTables, name: &str) -> u32 {
     let key = reversed_name(name).unwrap();
-    let longest = (0..=key.len()).rev().find_map(|length| tables.patterns.get(&key[..length]));
+    let longest = (0..=key.len())
+        .rev()
+        .find_map(|length| tables.patterns.get(&key[..length]));
     let Some(entry) = longest else { return 0 };
     let more = key.len() - usize::try_from(entry.length).unwrap();
     match more {

@@ -170,7 +170,10 @@ fn guard(wire: v1::Guard) -> Result<Guard, WireError> {
 
 /// The patterns of a name guard.
 fn names_of(patterns: &[String]) -> Result<Names, WireError> {
-    let read = |text: &String| text.parse().map_err(|_| WireError::new("patterns", Problem::NoName(text.clone())));
+    let read = |text: &String| {
+        text.parse()
+            .map_err(|_| WireError::new("patterns", Problem::NoName(text.clone())))
+    };
     let set = patterns.iter().map(read).collect::<Result<BTreeSet<Pattern>, _>>()?;
     if set.is_empty() {
         return Err(WireError::new("patterns", Problem::Missing));

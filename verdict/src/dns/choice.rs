@@ -101,7 +101,8 @@ impl Working {
     #[inline(always)]
     pub(crate) fn place_step(&mut self) -> bool {
         let (seen, number) = self.next();
-        let same = seen.other == 0 && seen.word != 0 && seen.word != CLAIMED && class_of(seen.word) == self.choice.wanted;
+        let same =
+            seen.other == 0 && seen.word != 0 && seen.word != CLAIMED && class_of(seen.word) == self.choice.wanted;
         let rank = match seen.word {
             CLAIMED => u64::MAX,
             _ if same => 0,
@@ -146,7 +147,12 @@ impl Working {
                 set: self.choice.wanted,
             });
             if member {
-                self.choose(u64::MAX.wrapping_sub(expiry_of(seen.word)).wrapping_sub(1), seen, number, true);
+                self.choose(
+                    u64::MAX.wrapping_sub(expiry_of(seen.word)).wrapping_sub(1),
+                    seen,
+                    number,
+                    true,
+                );
             }
         }
         false

@@ -89,24 +89,14 @@ pub struct Walk {
 impl Working {
     /// Memory for one message after the other.
     pub const fn new() -> Self {
-        const LEARNED: LearnedWay = LearnedWay {
-            word: Word::new(0),
-            address: [Word::new(0), Word::new(0)],
-        };
-        const PENDING: PendingWay = PendingWay {
-            word: Word::new(0),
-            ticket: Word::new(0),
-            question: Word::new(0),
-            server: [Word::new(0), Word::new(0)],
-        };
         Self {
             message: [const { Word::new(0) }; MESSAGE],
             reversed: [const { Word::new(0) }; REVERSED],
             empty_learned: LearnedBucket {
-                ways: [LEARNED; LEARNED_WAYS],
+                ways: [const { LearnedWay::FREE }; LEARNED_WAYS],
             },
             empty_pending: PendingBucket {
-                ways: [PENDING; PENDING_WAYS],
+                ways: [const { PendingWay::FREE }; PENDING_WAYS],
             },
             walk: Walk {
                 question: 0,
@@ -277,7 +267,8 @@ impl Working {
             return false;
         }
         let v4 = kind == kind::A && length == 4;
-        if !v4 && !(kind == kind::AAAA && length == 16) {
+        let v6 = kind == kind::AAAA && length == 16;
+        if !v4 && !v6 {
             return false;
         }
         let first = self.word(data).to_be();

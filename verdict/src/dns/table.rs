@@ -15,7 +15,8 @@ use crate::{
 /// Ways of a bucket of LEARNED.
 pub const LEARNED_WAYS: usize = 32;
 /// The same, as a number of steps.
-pub const LEARNED_STEPS: u32 = LEARNED_WAYS as u32;
+pub const LEARNED_STEPS: u32 = 32;
+const _: () = assert!(LEARNED_WAYS == 32);
 /// Buckets of LEARNED an endpoint has.
 pub const LEARNED_BUCKETS: u32 = 64;
 /// Buckets of LEARNED.
@@ -23,7 +24,8 @@ pub const LEARNED: u32 = ENDPOINTS * LEARNED_BUCKETS;
 /// Ways of a bucket of PENDING.
 pub const PENDING_WAYS: usize = 16;
 /// The same, as a number of steps.
-pub const PENDING_STEPS: u32 = PENDING_WAYS as u32;
+pub const PENDING_STEPS: u32 = 16;
+const _: () = assert!(PENDING_WAYS == 16);
 /// Buckets of PENDING an endpoint has.
 pub const PENDING_BUCKETS: u32 = 16;
 /// Buckets of PENDING.
@@ -150,6 +152,26 @@ pub struct PendingBucket {
     pub ways: [PendingWay; PENDING_WAYS],
 }
 const _: () = assert!(size_of::<PendingBucket>() == 640);
+
+impl LearnedWay {
+    /// A way that holds nothing.
+    #[expect(clippy::declare_interior_mutable_const, reason = "each use is a way of its own")]
+    pub const FREE: Self = Self {
+        word: Word::new(0),
+        address: [Word::new(0), Word::new(0)],
+    };
+}
+
+impl PendingWay {
+    /// A way that holds nothing.
+    #[expect(clippy::declare_interior_mutable_const, reason = "each use is a way of its own")]
+    pub const FREE: Self = Self {
+        word: Word::new(0),
+        ticket: Word::new(0),
+        question: Word::new(0),
+        server: [Word::new(0), Word::new(0)],
+    };
+}
 
 /// Client port, query id and protocol in one word.
 #[inline(always)]

@@ -127,7 +127,9 @@ impl Message {
 
     /// As it is sent.
     pub fn bytes(&self) -> Vec<u8> {
-        let stated = self.stated.unwrap_or(u16::try_from(self.answers.len()).unwrap_or(u16::MAX));
+        let stated = self
+            .stated
+            .unwrap_or(u16::try_from(self.answers.len()).unwrap_or(u16::MAX));
         let mut bytes = Vec::new();
         for half in [self.id, self.flags, self.questions, stated, 0, 0] {
             bytes.extend(half.to_be_bytes());

@@ -47,7 +47,9 @@ fn learn(maps: &MemMaps, net: &Net, address: IpAddr, ttl: u32) {
 }
 
 fn connects(maps: &MemMaps, net: &Net, to: IpAddr, port: u16) -> bool {
-    from(maps, A, &by_a(net, to).tcp(port, 443, SYN).build()).reason.passes()
+    from(maps, A, &by_a(net, to).tcp(port, 443, SYN).build())
+        .reason
+        .passes()
 }
 
 fn counted(maps: &MemMaps, outcome: Outcome) -> u64 {
@@ -133,16 +135,34 @@ fn a_pod_that_floods_pushes_out_nobody_elses() {
     }
     assert!(counted(&maps, Outcome::Displaced) > 1000, "the flood was none");
     assert!(connects(&maps, &net, net.outside, 1));
-    tell(&maps, &net, &waits.answer(vec![Record::address(Ipv4Addr::new(192, 0, 2, 77).into(), 60)]));
+    tell(
+        &maps,
+        &net,
+        &waits.answer(vec![Record::address(Ipv4Addr::new(192, 0, 2, 77).into(), 60)]),
+    );
     assert!(connects(&maps, &net, Ipv4Addr::new(192, 0, 2, 77).into(), 2));
     let buckets = |ifindex: u32| {
-        let learned = maps.learned.borrow().keys().filter(|key| key.ifindex == ifindex).count();
-        let pending = maps.pending.borrow().keys().filter(|key| key.ifindex == ifindex).count();
+        let learned = maps
+            .learned
+            .borrow()
+            .keys()
+            .filter(|key| key.ifindex == ifindex)
+            .count();
+        let pending = maps
+            .pending
+            .borrow()
+            .keys()
+            .filter(|key| key.ifindex == ifindex)
+            .count();
         (learned, pending)
     };
     assert!(buckets(B).0 <= table::LEARNED_BUCKETS as usize && buckets(B).1 <= table::PENDING_BUCKETS as usize);
     let (key, address) = place(A, &net.outside.into());
-    let held = maps.learned.borrow()[&key].ways.iter().filter(|way| [way.address[0].get(), way.address[1].get()] == address).count();
+    let held = maps.learned.borrow()[&key]
+        .ways
+        .iter()
+        .filter(|way| [way.address[0].get(), way.address[1].get()] == address)
+        .count();
     assert_eq!(held, 1);
 }
 
@@ -153,9 +173,16 @@ fn a_thousand_addresses_of_one_pod_fit() {
     for number in 0..1000_u32 {
         let [_, _, high, low] = number.to_be_bytes();
         let query = ask(&maps, &net, 7, &format!("n{number}.shop.test"));
-        tell(&maps, &net, &query.answer(vec![Record::address(Ipv4Addr::new(192, 0, 2 + high, low).into(), 600)]));
+        tell(
+            &maps,
+            &net,
+            &query.answer(vec![Record::address(Ipv4Addr::new(192, 0, 2 + high, low).into(), 600)]),
+        );
     }
-    assert_eq!((counted(&maps, Outcome::Learned), counted(&maps, Outcome::Displaced)), (1000, 0));
+    assert_eq!(
+        (counted(&maps, Outcome::Learned), counted(&maps, Outcome::Displaced)),
+        (1000, 0)
+    );
 }
 
 #[test]

@@ -31,9 +31,10 @@ const ID: u16 = 0x1234;
 pub fn named() -> World {
     let mut world = World::closed();
     for pod in [A, B] {
-        world.entry(EGRESS + pod, who::C, &[allow(600)]);
+        let egress = EGRESS.saturating_add(pod);
+        world.entry(egress, who::C, &[allow(600)]);
         world.entry(
-            EGRESS + pod,
+            egress,
             who::OUTSIDE,
             &[
                 Alternative {
@@ -62,7 +63,9 @@ pub fn named() -> World {
         };
         world.patterns.push((name, entry));
     }
-    world.members.extend([11, 12, 13].map(|class| MemberKey { class, set: SET }));
+    world
+        .members
+        .extend([11, 12, 13].map(|class| MemberKey { class, set: SET }));
     world
 }
 
@@ -102,13 +105,16 @@ fn told(net: &Net, what: &str, name: &str, answer: Vec<u8>, learned: bool) -> Ve
 }
 
 pub(super) fn vectors() -> Vec<Vector> {
-    nets().iter().flat_map(|net| {
-        let mut list = right(net);
-        list.extend(wrong(net));
-        list.extend(several(net));
-        list
-    })
-    .collect()
+    nets()
+        .iter()
+        .flat_map(|net| {
+            let mut list = right(net);
+            list.extend(wrong(net));
+            list.extend(several(net));
+            list.extend(over_tcp(net));
+            list
+        })
+        .collect()
 }
 
 fn address(net: &Net) -> Record {
@@ -127,14 +133,21 @@ fn right(net: &Net) -> Vec<Vector> {
         one("another case", "aPi.EXAMPLE.com", vec![address(net)]),
         one("a wildcard", "www.shop.test", vec![address(net)]),
         one("a deep wildcard", "a.b.c.deep.test", vec![address(net)]),
-        one("many addresses", "api.example.com", many.chain([address(net)]).collect()),
+        one(
+            "many addresses",
+            "api.example.com",
+            many.chain([address(net)]).collect(),
+        ),
         one(
             "aliases",
             "api.example.com",
             vec![
                 Record::alias("", "edge.cdn.test", 30),
                 Record::alias("edge.cdn.test", "e7.cdn.test", 30),
-                Record { owner: "e7.cdn.test".to_owned(), ..address(net) },
+                Record {
+                    owner: "e7.cdn.test".to_owned(),
+                    ..address(net)
+                },
             ],
         ),
     ]
@@ -168,7 +181,10 @@ fn wrong(net: &Net) -> Vec<Vector> {
         unmatched("a name below an exact one", "x.api.example.com"),
         unmatched("a name of another rule", "unasked.test"),
         one("a wrong id", with(&|message| message.id = ID + 1)),
-        one("another question", with(&|message| "www.shop.test".clone_into(&mut message.name))),
+        one(
+            "another question",
+            with(&|message| "www.shop.test".clone_into(&mut message.name)),
+        ),
         one("another type", with(&|message| message.kind = other_kind)),
         one("another class", with(&|message| message.class = 3)),
         one("a query as an answer", with(&|message| message.flags = 0x0100)),
@@ -178,13 +194,28 @@ fn wrong(net: &Net) -> Vec<Vector> {
         one("more answers than there are", with(&|message| message.stated = Some(2))),
         one("a short address", record(&|record| record.data.truncate(3))),
         one("another class of address", record(&|record| record.class = 3)),
-        one("a label of another kind", record(&|record| "x".repeat(130).clone_into(&mut record.owner))),
-        told(net, "half a message", name, {
-            let mut bytes = right().bytes();
-            bytes.truncate(bytes.len().saturating_sub(9));
-            dns::payload(answered(net), &bytes)
-        }, false),
-        told(net, "an answer in fragments", name, right().in_frame(answered(net).fragment(7, 0, true)), false),
+        one(
+            "a label of another kind",
+            record(&|record| "x".repeat(130).clone_into(&mut record.owner)),
+        ),
+        told(
+            net,
+            "half a message",
+            name,
+            {
+                let mut bytes = right().bytes();
+                bytes.truncate(bytes.len().saturating_sub(9));
+                dns::payload(answered(net), &bytes)
+            },
+            false,
+        ),
+        told(
+            net,
+            "an answer in fragments",
+            name,
+            right().in_frame(answered(net).fragment(7, 0, true)),
+            false,
+        ),
     ]
 }
 
@@ -215,41 +246,110 @@ fn several(net: &Net) -> Vec<Vector> {
             .end(),
         story("a second answer", named())
             .from(A, query.in_frame(asked(net)), Reason::Allowed, 600)
-            .to(A, query.answer(vec![]).in_frame(answered(net)), Reason::Established, 600)
+            .to(
+                A,
+                query.answer(vec![]).in_frame(answered(net)),
+                Reason::Established,
+                600,
+            )
             .to(A, answer.in_frame(answered(net)), Reason::Established, 600)
             .from(A, connect(net, 2), Reason::PolicyDenied, 502)
             .end(),
         story("an answer to another port", named())
             .from(A, query.in_frame(asked(net)), Reason::Allowed, 600)
-            .from(A, asked(net).udp(PORT + 1, 53).payload(20).build(), Reason::Allowed, 600)
-            .to(A, answer.in_frame(frame(net.c, net.a).udp(53, PORT + 1)), Reason::Established, 600)
+            .from(
+                A,
+                asked(net).udp(PORT + 1, 53).payload(20).build(),
+                Reason::Allowed,
+                600,
+            )
+            .to(
+                A,
+                answer.in_frame(frame(net.c, net.a).udp(53, PORT + 1)),
+                Reason::Established,
+                600,
+            )
             .from(A, connect(net, 2), Reason::PolicyDenied, 502)
             .end(),
         story("what one pod learned is not another's", named())
             .from(A, query.in_frame(asked(net)), Reason::Allowed, 600)
             .to(A, answer.in_frame(answered(net)), Reason::Established, 600)
-            .from(B, by_b(net, net.outside).tcp(2, 443, SYN).build(), Reason::PolicyDenied, 502)
+            .from(
+                B,
+                by_b(net, net.outside).tcp(2, 443, SYN).build(),
+                Reason::PolicyDenied,
+                502,
+            )
             .from(A, connect(net, 2), Reason::Allowed, 501)
             .end(),
-        story("an answer over TCP", named())
+    ]
+}
+
+/// Answers over TCP.
+fn over_tcp(net: &Net) -> Vec<Vector> {
+    let query = query(net, "api.example.com");
+    let answer = query.answer(vec![address(net)]);
+    let story = |what: &str| Story::new(format!("names: {what}, {}", net.name), named());
+    vec![
+        story("an answer over TCP")
             .from(A, by_a(net, net.c).tcp(PORT, 53, SYN).build(), Reason::Allowed, 600)
-            .to(A, frame(net.c, net.a).tcp(53, PORT, SYN | ACK).build(), Reason::Established, 600)
-            .from(A, query.in_segment(by_a(net, net.c).tcp(PORT, 53, ACK)), Reason::Established, 600)
-            .to(A, answer.in_segment(frame(net.c, net.a).tcp(53, PORT, ACK)), Reason::Established, 600)
+            .to(
+                A,
+                frame(net.c, net.a).tcp(53, PORT, SYN | ACK).build(),
+                Reason::Established,
+                600,
+            )
+            .from(
+                A,
+                query.in_segment(by_a(net, net.c).tcp(PORT, 53, ACK)),
+                Reason::Established,
+                600,
+            )
+            .to(
+                A,
+                answer.in_segment(frame(net.c, net.a).tcp(53, PORT, ACK)),
+                Reason::Established,
+                600,
+            )
             .from(A, connect(net, 2), Reason::Allowed, 501)
             .end(),
-        story("an answer over TCP to a query over UDP", named())
+        story("an answer over TCP to a query over UDP")
             .from(A, query.in_frame(asked(net)), Reason::Allowed, 600)
             .from(A, by_a(net, net.c).tcp(PORT, 53, SYN).build(), Reason::Allowed, 600)
-            .to(A, frame(net.c, net.a).tcp(53, PORT, SYN | ACK).build(), Reason::Established, 600)
-            .to(A, answer.in_segment(frame(net.c, net.a).tcp(53, PORT, ACK)), Reason::Established, 600)
+            .to(
+                A,
+                frame(net.c, net.a).tcp(53, PORT, SYN | ACK).build(),
+                Reason::Established,
+                600,
+            )
+            .to(
+                A,
+                answer.in_segment(frame(net.c, net.a).tcp(53, PORT, ACK)),
+                Reason::Established,
+                600,
+            )
             .from(A, connect(net, 2), Reason::PolicyDenied, 502)
             .end(),
-        story("half an answer over TCP", named())
+        story("half an answer over TCP")
             .from(A, by_a(net, net.c).tcp(PORT, 53, SYN).build(), Reason::Allowed, 600)
-            .to(A, frame(net.c, net.a).tcp(53, PORT, SYN | ACK).build(), Reason::Established, 600)
-            .from(A, query.in_segment(by_a(net, net.c).tcp(PORT, 53, ACK)), Reason::Established, 600)
-            .to(A, answer.in_frame(frame(net.c, net.a).tcp(53, PORT, ACK)), Reason::Established, 600)
+            .to(
+                A,
+                frame(net.c, net.a).tcp(53, PORT, SYN | ACK).build(),
+                Reason::Established,
+                600,
+            )
+            .from(
+                A,
+                query.in_segment(by_a(net, net.c).tcp(PORT, 53, ACK)),
+                Reason::Established,
+                600,
+            )
+            .to(
+                A,
+                answer.in_frame(frame(net.c, net.a).tcp(53, PORT, ACK)),
+                Reason::Established,
+                600,
+            )
             .from(A, connect(net, 2), Reason::PolicyDenied, 502)
             .end(),
     ]
