@@ -11,6 +11,7 @@
 mod answer;
 mod bench;
 mod clock;
+mod dns;
 mod packet;
 mod stage;
 mod state;

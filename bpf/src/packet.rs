@@ -5,10 +5,12 @@ use core::{arch::asm, mem::offset_of};
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_pull_data, programs::TcContext};
 use bulkhead_verdict::{
     Scratch, Stage,
+    dns::{Step, message::MESSAGE},
+    layout::Word,
     maps::{Maps, Packet},
 };
 
-use crate::{stage, state};
+use crate::{dns, stage, state};
 
 /// Offsets are below this, so that the verifier knows a bound; headers never reach so far.
 const MAX_OFFSET: usize = 0x3fff;
@@ -82,6 +84,16 @@ impl Packet for Skb {
     #[inline(always)]
     fn stage<M: Maps>(&self, _maps: &M, scratch: &mut Scratch, stage: Stage) {
         stage::call(self.buffer, scratch, stage);
+    }
+
+    #[inline(always)]
+    fn copy(&self, offset: u32, length: u32, into: &[Word<u8>; MESSAGE]) -> bool {
+        dns::copy(self.buffer, offset, length, into)
+    }
+
+    #[inline(always)]
+    fn repeat<M: Maps>(&self, _maps: &M, scratch: &mut Scratch, step: Step, times: u32) {
+        dns::repeat(self.buffer, scratch, step, times);
     }
 
     #[inline(always)]

@@ -51,4 +51,6 @@ stages! {
     bk_open = Open;
     bk_record = Record;
     bk_answer = Answer;
+    bk_names = Names;
+    bk_learn = Learn;
 }

@@ -12,6 +12,10 @@ use aya_ebpf::{
 use bulkhead_verdict::{
     Scratch,
     address::Address,
+    dns::{
+        message::REVERSED,
+        table::{BucketKey, LearnedBucket, MemberKey, Naming, PatternEntry, PendingBucket},
+    },
     layout::{
         ADDRESSES, ALTERNATIVES, ANSWERS, AddressEntry, AddressKey, Alternative, CONFIGS, CONFIRMED, Config, Counter,
         DENIES, DEVICES, DenyEntry, DenyKey, ENDPOINTS, EPOCHS, EVENTS_BYTES, EXPIRIES, EndpointWord, Event, FRAGMENTS,
@@ -22,10 +26,10 @@ use bulkhead_verdict::{
     maps::{Hook, Maps},
 };
 
-use crate::clock;
+use crate::{clock, dns};
 
 /// Memory is taken when an entry is written, for maps that only user space fills.
-const ON_DEMAND: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
+pub(crate) const ON_DEMAND: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
 
 #[btf_map]
 static BK_DEVICE: HashMap<u32, u32, { DEVICES as usize }, ON_DEMAND> = HashMap::new();
@@ -123,6 +127,8 @@ pub(crate) struct Kernel;
 impl Maps for Kernel {
     type FlowRef = &'static Flow;
     type DenyRef = &'static DenyEntry;
+    type LearnedRef = &'static LearnedBucket;
+    type PendingRef = &'static PendingBucket;
 
     #[inline(always)]
     fn now(&self) -> u64 {
@@ -219,6 +225,38 @@ impl Maps for Kernel {
     fn name(&self, key: &NameKey) -> Option<u64> {
         // SAFETY: as for the device.
         unsafe { BK_NAME.get(key) }.copied()
+    }
+    #[inline(always)]
+    fn naming(&self) -> Option<Naming> {
+        dns::naming()
+    }
+    #[inline(always)]
+    fn pattern(&self, reversed: &[Word<u8>; REVERSED], length: u32) -> Option<PatternEntry> {
+        dns::pattern(reversed, length)
+    }
+    #[inline(always)]
+    fn member(&self, key: &MemberKey) -> bool {
+        dns::member(key)
+    }
+    #[inline(always)]
+    fn learned(&self, key: &BucketKey) -> Option<Self::LearnedRef> {
+        dns::learned(key)
+    }
+    #[inline(always)]
+    fn insert_learned(&self, key: &BucketKey, empty: &LearnedBucket) {
+        dns::insert_learned(key, empty);
+    }
+    #[inline(always)]
+    fn pending(&self, key: &BucketKey) -> Option<Self::PendingRef> {
+        dns::pending(key)
+    }
+    #[inline(always)]
+    fn insert_pending(&self, key: &BucketKey, empty: &PendingBucket) {
+        dns::insert_pending(key, empty);
+    }
+    #[inline(always)]
+    fn swap(&self, word: &Word<u64>, old: u64, new: u64) -> bool {
+        dns::swap(word, old, new)
     }
 
     #[inline(always)]

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bulkhead_policy::{
-    model::{Mode, Object, Zone},
+    model::{Guard, Mode, Object, Zone},
     oracle::{self, Explanation},
     probe::{End, Probe},
     state::Decision,
@@ -44,6 +44,9 @@ pub struct Arguments {
     /// TCP, UDP or SCTP.
     #[arg(long, default_value = "TCP")]
     pub protocol: String,
+    /// DNS name that the pod had the destination's address from; without it no rule that names fqdns applies.
+    #[arg(long)]
+    pub name: Option<String>,
 }
 
 /// Runs the command; the status is 3 when the verdict and the specification disagree.
@@ -51,7 +54,8 @@ pub struct Arguments {
 /// # Errors
 /// When the manifests cannot be read, or an end of the connection is not known.
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let question = Question::new(&arguments.from, &arguments.to, arguments.port, &arguments.protocol)?;
+    let question = Question::new(&arguments.from, &arguments.to, arguments.port, &arguments.protocol)?
+        .by_name(arguments.name.as_deref())?;
     let compiled = manifests::compile(manifests::read(&arguments.manifests)?);
     let mut errors = io::stderr().lock();
     compiled
@@ -122,7 +126,10 @@ fn explain_path(
         port: path.port,
         mode: Mode::Enforce,
     };
-    let ladder = oracle::explain(objects, &probe, &|_| true);
+    let ladder = oracle::explain(objects, &probe, &|guard| match guard {
+        Guard::Name(names) => question.name.as_ref().is_some_and(|name| names.has(name)),
+        Guard::Lease { .. } | Guard::Until(_) => true,
+    });
     let answer = world.judge(path, question);
     let name = |pod: &Option<_>, what| match pod {
         Some(pod) => format!("pod {pod}"),

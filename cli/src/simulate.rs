@@ -39,7 +39,8 @@ pub struct Arguments {
     #[arg(long, required = true, num_args = 1.., value_name = "FILE_OR_DIR")]
     pub manifests: Vec<PathBuf>,
     /// A JSON array of {"from": IP or "ns/pod", "to": the same, "port": number, "protocol": "TCP", "UDP" or "SCTP"}; `-` reads it from
-    /// standard input. A probe from a node's address is judged as a packet that the node forwards.
+    /// standard input. A probe from a node's address is judged as a packet that the node forwards. With "name", a DNS name, the source pod
+    /// had the address of `to` from an answer for it; without, no rule that names fqdns applies.
     #[arg(long, value_name = "PROBES.json")]
     pub probes: PathBuf,
     /// How to print the answers.

@@ -53,6 +53,7 @@ fn question(probe: &Probe) -> Option<Question> {
         to: name(&probe.to),
         port,
         protocol,
+        name: None,
     })
 }
 

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{examples, simulate};
+use common::{bulkhead, examples, simulate};
 
 /// Copies the shop and one policy file into a folder and asks.
 fn check(policy: &str, expected: &[(&str, &str, i64, &str, bool)]) {
@@ -238,4 +238,50 @@ fn reject_and_drain() {
             ("shop/db", "shop/web", 8080, "TCP", true),
         ],
     );
+}
+
+/// A name opens what was learned for it; `explain` and the kernel's verdict agree with and without one.
+#[test]
+fn names() {
+    check(
+        "15-names.yaml",
+        &[
+            ("shop/api", "kube-system/coredns", 53, "UDP", true),
+            ("shop/api", "8.8.8.8", 53, "UDP", false),
+            ("shop/api", "203.0.113.10", 443, "TCP", false),
+            ("shop/web", "203.0.113.10", 443, "TCP", true),
+        ],
+    );
+    let shop = examples().join("shop");
+    let policy = examples().join("15-names.yaml");
+    for (to, name, port, allowed) in [
+        ("203.0.113.10", "api.example.com", "443", true),
+        ("2001:db8:700::1", "API.example.com", "443", true),
+        ("203.0.113.10", "www.shop.test", "443", true),
+        ("203.0.113.10", "a.b.deep.test", "443", true),
+        ("203.0.113.10", "a.b.shop.test", "443", false),
+        ("203.0.113.10", "shop.test", "443", false),
+        ("203.0.113.10", "api.example.com", "80", false),
+        // No name opens a pod.
+        ("shop/db", "api.example.com", "443", false),
+    ] {
+        let arguments = [
+            "explain",
+            "--manifests",
+            shop.to_str().unwrap(),
+            policy.to_str().unwrap(),
+        ];
+        let question = ["--from", "shop/api", "--to", to, "--port", port, "--name", name];
+        let ran = bulkhead(&[arguments.as_slice(), &question].concat(), "");
+        assert_eq!(ran.status, 0, "{name}: {}{}", ran.out, ran.err);
+        let verdict = if allowed { "allowed" } else { "denied" };
+        assert!(ran.out.starts_with(verdict), "{name} at {to} port {port}: {}", ran.out);
+        let learned = "the address is learned for one of api.example.com, **.deep.test, *.shop.test";
+        assert_eq!(
+            ran.out.contains(learned),
+            allowed || port == "80" || to == "shop/db",
+            "{}",
+            ran.out
+        );
+    }
 }

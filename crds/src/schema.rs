@@ -21,10 +21,11 @@ pub(crate) const PASS_ONLY_IN_ADMIN: &str = "(has(self.tier) && self.tier == 'Ad
      ((!has(self.ingress) || self.ingress.all(rule, rule.action != 'Pass')) && \
       (!has(self.egress) || self.egress.all(rule, rule.action != 'Pass')))";
 pub(crate) const ONE_KIND_OF_PEER: &str = "[has(self.namespaceSelector) || has(self.podSelector) || \
-     has(self.serviceAccounts), has(self.service), has(self.network), has(self.addressGroup), has(self.entity)]\
+     has(self.serviceAccounts), has(self.service), has(self.network), has(self.addressGroup), has(self.entity), \
+     has(self.fqdns)]\
      .filter(kind, kind).size() == 1";
 pub(crate) const ONE_KIND_OF_PEER_MESSAGE: &str = "a peer is pods (namespaceSelector, podSelector, serviceAccounts), or one of \
-     service, network, addressGroup and entity";
+     service, network, addressGroup, entity and fqdns";
 
 /// A custom resource definition, and the name of its file.
 #[derive(Clone, Debug)]
@@ -186,6 +187,22 @@ pub(crate) fn label_selector(_: &mut SchemaGenerator) -> Schema {
 /// Schema of the name of an object.
 pub(crate) fn name(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "minLength": 1, "maxLength": 253, "pattern": "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"})
+}
+
+/// Names are for what pods open, and for Allow rules only: a name somebody has not asked for is not known.
+pub(crate) const NO_FQDNS: &str = "!has(self.from) || !self.from.exists(peer, has(peer.fqdns))";
+pub(crate) const NO_FQDNS_MESSAGE: &str = "fqdns are for egress rules only";
+pub(crate) const FQDNS_ALLOW: &str =
+    "!has(self.to) || !self.to.exists(peer, has(peer.fqdns)) || !has(self.action) || self.action == 'Allow'";
+pub(crate) const FQDNS_ALLOW_MESSAGE: &str =
+    "fqdns are for Allow rules only: whoever asks another server would not be denied";
+
+/// Schema of a list of DNS names and wildcards.
+pub(crate) fn fqdns(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "array", "minItems": 1, "maxItems": 100, "x-kubernetes-list-type": "set", "items": {
+        "type": "string", "minLength": 1, "maxLength": 253,
+        "pattern": r"^(\*\*?\.)?([A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?$",
+    }})
 }
 
 /// Schema of a list of names.

@@ -214,6 +214,7 @@ pub struct ClusterSegmentSubject {
 /// A rule for what the pods receive.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": schema::NO_FQDNS, "message": schema::NO_FQDNS_MESSAGE}]))]
 pub struct SegmentIngressRule {
     /// A name for people; it is shown wherever the rule decides.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -236,6 +237,7 @@ pub struct SegmentIngressRule {
 /// A rule for what the pods send.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": schema::FQDNS_ALLOW, "message": schema::FQDNS_ALLOW_MESSAGE}]))]
 pub struct SegmentEgressRule {
     /// A name for people; it is shown wherever the rule decides.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -286,6 +288,12 @@ pub struct SegmentPeer {
     /// A party that needs no selector.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entity: Option<Entity>,
+    /// DNS names, in Allow rules of egress only: `api.example.com` is that name, `*.example.com` every name with one label more, and
+    /// `**.example.com` every name with one or more; no wildcard matches `example.com` itself. Matches addresses that are no pod's and
+    /// no node's, from when the pod is told of them by a server its rules let it ask on port 53, as long as the answer says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::fqdns")]
+    pub fqdns: Option<Vec<String>>,
 }
 
 /// A party that needs no selector.

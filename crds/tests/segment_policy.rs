@@ -44,6 +44,22 @@ fn every_peer_and_port() {
     );
 }
 
+/// Names are a condition, so they become a rule beside the one of the peers.
+#[test]
+fn names_become_a_rule_of_their_own() {
+    let (rules, said) = rules(&namespaced(
+        "{egress: [{to: [{fqdns: [api.example.com, '*.Shop.test']}, {entity: Node}, {fqdns: ['**.deep.test']}], ports: [{port: 443}]}]}",
+    ));
+    assert_eq!(said, Vec::<String>::new());
+    assert_eq!(
+        rules,
+        [
+            "[0] Allow nodes (): Tcp 443",
+            "[0] Allow the world: Tcp 443 if api.example.com, **.deep.test, *.shop.test",
+        ]
+    );
+}
+
 #[test]
 fn heads() {
     let lowered = lower(&namespaced(
@@ -104,6 +120,32 @@ fn what_cannot_be_read_never_opens_anything() {
             "ingress: [{from: [{fqdn: a.example}]}]",
             none,
             "spec.ingress[0].from[0].fqdn: is no field",
+        ),
+        // Names are for Allow rules of egress.
+        (
+            "ingress: [{from: [{fqdns: [a.example]}]}]",
+            none,
+            "spec.ingress[0]: names fqdns, which only egress rules may",
+        ),
+        (
+            "egress: [{to: [{fqdns: [a.b.c, 'x*.example', 'a..b']}]}]",
+            &["[0] Allow the world: any port if a.b.c"],
+            "spec.egress[0].to[0].fqdns[1]: \"x*.example\" has the label",
+        ),
+        (
+            "egress: [{to: [{fqdns: ['*']}]}]",
+            none,
+            "spec.egress[0].to[0].fqdns[0]: \"*\" names no domain",
+        ),
+        (
+            "egress: [{to: [{fqdns: [a.example], entity: Node}]}]",
+            none,
+            "has fields of several peers",
+        ),
+        (
+            "egress: [{action: Deny, to: [{fqdns: [a.example]}, {entity: Node}]}]",
+            &["[0] Deny anyone: any port"],
+            "spec.egress[0]: names fqdns, which only Allow rules may",
         ),
         (
             "ingress: [{from: [{entity: Node, addressGroup: g}]}]",

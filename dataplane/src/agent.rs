@@ -125,8 +125,13 @@ impl Parts {
         let writer = kernel.writer(Fuse::new(options.fail_after_writes, options.refuse_writes.clone()))?;
         let store = Store::open(&options.state_dir, &node)?;
         let links = Netlink::open().context("asking the kernel about devices")?;
-        let machine = Machine { kernel, writer };
-        let state = Sync::start(&node, Box::new(machine), Box::new(links), store, shared)?;
+        let learning = options.learning();
+        let machine = Box::new(Machine {
+            kernel,
+            writer,
+            learning,
+        });
+        let state = Sync::start(&node, machine, Box::new(links), store, shared)?;
 
         let (sync, inputs) = sync_channel(QUEUE);
         let syncing = spawn("sync", move || state.run(&inputs))?;

@@ -1,9 +1,14 @@
 //! What the sync thread writes to: this machine's kernel, or maps in memory where only the thread itself is looked at.
 
-use bulkhead_policy::plan::{MapDump, MapOp, MapWriter as _};
+use std::collections::BTreeSet;
+
+use bulkhead_policy::{
+    fqdn::{NameTables, Pattern},
+    plan::{MapDump, MapOp, MapWriter as _},
+};
 use bulkhead_verdict::layout::{Flow, FlowKey};
 
-use crate::kernel::{Kernel, KernelError, Writer};
+use crate::kernel::{Kernel, KernelError, Learning, Writer};
 
 /// Maps, and devices that can carry programs.
 pub(crate) trait Ground: Send {
@@ -23,12 +28,33 @@ pub(crate) trait Ground: Send {
     fn detach(&mut self, ifindex: u32) -> Result<(), KernelError>;
     /// Adds a flow that is older than its judge, unless there is one.
     fn add_flow(&mut self, key: &FlowKey, flow: Flow) -> Result<(), KernelError>;
+    /// Adds names that rules are about to ask for.
+    fn widen_names(&mut self, _tables: &NameTables) -> Result<(), KernelError> {
+        Ok(())
+    }
+    /// Takes away names that no rule asks for any more.
+    fn narrow_names(&mut self, _tables: &NameTables) -> Result<(), KernelError> {
+        Ok(())
+    }
+    /// Patterns that the maps hold.
+    fn former_names(&self) -> Result<BTreeSet<Pattern>, KernelError> {
+        Ok(BTreeSet::new())
+    }
+    /// Devices whose endpoints learned something.
+    fn learned_devices(&self) -> Result<BTreeSet<u32>, KernelError> {
+        Ok(BTreeSet::new())
+    }
+    /// Forgets what the endpoints of these devices learned.
+    fn forget_learned(&mut self, _devices: &BTreeSet<u32>) -> Result<(), KernelError> {
+        Ok(())
+    }
 }
 
 /// This machine's kernel.
 pub(crate) struct Machine {
     pub(crate) kernel: Kernel,
     pub(crate) writer: Writer,
+    pub(crate) learning: Learning,
 }
 
 impl Ground for Machine {
@@ -62,5 +88,25 @@ impl Ground for Machine {
 
     fn add_flow(&mut self, key: &FlowKey, flow: Flow) -> Result<(), KernelError> {
         self.kernel.maps.confirmed.add(key, flow)
+    }
+
+    fn widen_names(&mut self, tables: &NameTables) -> Result<(), KernelError> {
+        self.kernel.maps.names.widen(tables, self.learning)
+    }
+
+    fn narrow_names(&mut self, tables: &NameTables) -> Result<(), KernelError> {
+        self.kernel.maps.names.narrow(tables)
+    }
+
+    fn former_names(&self) -> Result<BTreeSet<Pattern>, KernelError> {
+        self.kernel.maps.names.former()
+    }
+
+    fn learned_devices(&self) -> Result<BTreeSet<u32>, KernelError> {
+        self.kernel.maps.names.devices()
+    }
+
+    fn forget_learned(&mut self, devices: &BTreeSet<u32>) -> Result<(), KernelError> {
+        self.kernel.maps.names.forget(devices)
     }
 }

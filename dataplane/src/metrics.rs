@@ -149,6 +149,17 @@ fn maps(registry: &mut Registry, status: &AgentStatus) {
 }
 
 fn packets(registry: &mut Registry, status: &AgentStatus) {
+    let names = Counters::default();
+    for count in &status.names {
+        names
+            .get_or_create(&vec![("outcome", count.reason.clone())])
+            .inc_by(count.packets);
+    }
+    registry.register(
+        "dns_messages",
+        "DNS queries and answers of pods whose node has rules with names, by what became of them",
+        names,
+    );
     let (packets, bytes, lost) = (Counters::default(), Counters::default(), Counters::default());
     for count in &status.verdicts {
         let labels = vec![("hook", count.hook.clone()), ("reason", count.reason.clone())];

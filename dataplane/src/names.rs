@@ -2,7 +2,7 @@
 //! that a record gets the name that was true at its time.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     net::IpAddr,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
@@ -81,9 +81,22 @@ pub(crate) struct Names {
     /// Of addresses that went from hand to hand of late: whose they were, oldest first.
     past: DashMap<(Zone, IpAddr), Vec<Was>>,
     numbers: DashMap<InternKey, Meaning>,
+    /// Patterns of DNS names by class.
+    patterns: RwLock<BTreeMap<u32, Arc<str>>>,
 }
 
 impl Names {
+    /// The patterns that rules ask for.
+    pub(crate) fn set_patterns(&self, patterns: BTreeMap<u32, Arc<str>>) {
+        *self.patterns.write().unwrap_or_else(PoisonError::into_inner) = patterns;
+    }
+
+    /// The pattern of a class.
+    pub(crate) fn pattern(&self, class: u32) -> Option<Arc<str>> {
+        let patterns = self.patterns.read().unwrap_or_else(PoisonError::into_inner);
+        patterns.get(&class).cloned()
+    }
+
     /// What the kernel held when it was adopted.
     pub(crate) fn adopt(&self, dump: &MapDump) {
         for (key, entry) in &dump.interned {

@@ -11,7 +11,7 @@ use bulkhead_proto::log::Format;
 use clap::{Parser, Subcommand};
 
 use crate::{
-    cleanup::Cleanup, cni::install::Installation, gate::StartGate, store, stream::Address, tls,
+    cleanup::Cleanup, cni::install::Installation, gate::StartGate, kernel::Learning, store, stream::Address, tls,
     uplink::options::UplinkOptions,
 };
 
@@ -102,6 +102,12 @@ pub(crate) struct Agent {
     pub(crate) netns: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) uplinks: UplinkOptions,
+    /// Shortest time an address stays known for a name, whatever the answer's TTL says, seconds
+    #[arg(long, env = "BULKHEAD_FQDN_MIN_TTL", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    pub(crate) fqdn_min_ttl: u32,
+    /// For tests: answers about names teach nothing
+    #[arg(long, hide = true)]
+    pub(crate) no_name_learning: bool,
     /// For tests: kill this process after so many map writes
     #[arg(long, hide = true)]
     pub(crate) fail_after_writes: Option<u64>,
@@ -153,6 +159,14 @@ pub(crate) enum Command {
 }
 
 impl Agent {
+    /// How answers about names are used.
+    pub(crate) fn learning(&self) -> Learning {
+        Learning {
+            on: !self.no_name_learning,
+            min_ttl: self.fqdn_min_ttl,
+        }
+    }
+
     /// What is to be installed.
     pub(crate) fn installation(&self) -> Installation {
         Installation {

@@ -25,6 +25,7 @@ use bulkhead_proto::{
     },
 };
 use bulkhead_verdict::{
+    dns::Outcome,
     layout::{self, LAYOUT},
     maps::Hook,
     reason::Reason,
@@ -370,6 +371,7 @@ impl Agent {
                 }
                 all
             },
+            names: names(&sums),
             lost: self.losses(),
             unmanaged: holding.unmanaged,
             bypass: holding.bypass.map(|(until, reason)| Bypass {
@@ -429,19 +431,41 @@ impl Agent {
 
 /// Reasons that counted anything.
 fn verdicts(sums: &[layout::Counter]) -> Vec<VerdictCount> {
-    let one = |hook: Hook, name: &str, reason: Reason| {
-        let index = usize::from(hook as u8) << 8 | usize::from(reason as u8);
+    let reasons: Vec<_> = Reason::ALL
+        .iter()
+        .map(|reason| (*reason as u8, reason.name()))
+        .collect();
+    counts(sums, &reasons)
+}
+
+/// What became of DNS queries and answers.
+fn names(sums: &[layout::Counter]) -> Vec<VerdictCount> {
+    let outcomes: Vec<_> = Outcome::ALL
+        .iter()
+        .map(|outcome| (*outcome as u8, outcome.name()))
+        .collect();
+    counts(sums, &outcomes)
+}
+
+/// Numbers of STATS that counted anything, by their words.
+fn counts(sums: &[layout::Counter], numbers: &[(u8, &'static str)]) -> Vec<VerdictCount> {
+    let one = |hook: Hook, name: &str, number: u8, word: &str| {
+        let index = usize::from(hook as u8) << 8 | usize::from(number);
         let counter = sums.get(index).filter(|counter| counter.packets > 0)?;
         Some(VerdictCount {
             hook: name.to_owned(),
-            reason: reason.name().to_owned(),
-            reason_number: u32::from(reason as u8),
+            reason: word.to_owned(),
+            reason_number: u32::from(number),
             packets: counter.packets,
             bytes: counter.bytes,
         })
     };
     [(Hook::FromPod, "from-pod"), (Hook::ToPod, "to-pod")]
         .into_iter()
-        .flat_map(|(hook, name)| Reason::ALL.iter().filter_map(move |reason| one(hook, name, *reason)))
+        .flat_map(|(hook, name)| {
+            numbers
+                .iter()
+                .filter_map(move |(number, word)| one(hook, name, *number, word))
+        })
         .collect()
 }

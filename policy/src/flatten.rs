@@ -122,7 +122,7 @@ impl<'a> Hit<'a> {
 
     fn alternative(&self, decision: Decision) -> Alternative {
         Alternative {
-            guard: self.rule.guard,
+            guard: self.rule.guard.clone(),
             decision,
             manner: self.rule.manner,
             rule: self.rule.name.clone(),

@@ -13,6 +13,7 @@ pub mod diagnostic;
 pub mod digest;
 mod extent;
 mod flatten;
+pub mod fqdn;
 mod frontends;
 mod identity;
 mod index;

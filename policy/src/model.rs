@@ -11,6 +11,8 @@ use std::{
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::fqdn::Names;
+
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
 
@@ -304,7 +306,7 @@ pub enum Action {
 }
 
 /// The condition on a rule beside peers and ports. Not allowed on `Pass` rules (an alternative list could not express it).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum Guard {
     /// A lease of this profile for the image class of one side runs (or, negated, does not).
     Lease {
@@ -317,8 +319,8 @@ pub enum Guard {
     },
     /// Until the expiry of this number.
     Until(u32),
-    /// While the peer's address is learned for the name of this number.
-    Name(u32),
+    /// While the peer's address is learned for one of these names.
+    Name(Names),
 }
 
 /// An end of a connection, seen from the endpoint whose rules are evaluated.

@@ -55,7 +55,7 @@ pub struct Probe {
 }
 
 /// Which guards hold.
-pub type Holding<'a> = &'a dyn Fn(Guard) -> bool;
+pub type Holding<'a> = &'a dyn Fn(&Guard) -> bool;
 
 /// What the two ends say.
 #[derive(Clone, PartialEq, Eq, Debug)]

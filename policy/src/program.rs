@@ -306,7 +306,7 @@ impl<'a> Compiling<'a> {
                 name: rule.name.clone(),
             },
             action: rule.action,
-            guard: rule.guard,
+            guard: rule.guard.clone(),
             mode: if shadow { Mode::Shadow } else { Mode::Enforce },
             peers,
             spans,

@@ -178,7 +178,7 @@ impl Program {
         LiveRule {
             tier: part.tier,
             action: rule.action,
-            guard: rule.guard,
+            guard: rule.guard.clone(),
             mode: rule.mode,
             manner: part.manner,
             name: &rule.name,

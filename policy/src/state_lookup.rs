@@ -99,6 +99,8 @@ pub fn range(ports: &PortSet, position: Position) -> Option<&Range> {
 
 /// The first alternative whose guard holds.
 fn decide(list: &[Alternative], holding: Holding<'_>) -> Option<(Decision, RuleName)> {
-    let first = list.iter().find(|alternative| alternative.guard.is_none_or(holding))?;
+    let first = list
+        .iter()
+        .find(|alternative| alternative.guard.as_ref().is_none_or(holding))?;
     Some((first.decision, first.rule.clone()))
 }

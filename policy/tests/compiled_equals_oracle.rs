@@ -12,7 +12,7 @@ use proptest::{collection::vec, prelude::*};
 fn agrees(objects: &[Object], compiler: &Compiler, draw: &Draw) -> Result<(), TestCaseError> {
     let probe = draw.probe(objects);
     let holding = draw.holding(objects);
-    let guards = |guard| holding.contains(&guard);
+    let guards = |guard: &_| holding.contains(guard);
     let compiled = evaluate(compiler.state(), &probe, &guards);
     let expected = oracle(objects, &probe, &guards);
     prop_assert_eq!(
@@ -53,7 +53,7 @@ fn random_connections_reach_every_kind_of_decision() {
             let draw = draw().new_tree(&mut runner).expect("a connection").current();
             let holding = draw.holding(&objects);
             let outcome = evaluate(compiler.state(), &draw.probe(&objects), &|guard| {
-                holding.contains(&guard)
+                holding.contains(guard)
             });
             for (decision, rule) in [outcome.egress, outcome.ingress].into_iter().flatten() {
                 let kind = match rule {

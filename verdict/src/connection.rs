@@ -37,6 +37,7 @@ pub(crate) fn by_rules<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut S
     let mut belongs = false;
     scratch.forward = true;
     scratch.was_node = false;
+    scratch.question.live = 0;
     if let Some(flow) = &found {
         let forward = (flow.initiator_is_low.get() == 1) == scratch.source_is_low;
         let ended = flow::expired(flow, headers.protocol, scratch.confirmed, now);
@@ -48,6 +49,7 @@ pub(crate) fn by_rules<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut S
             scratch.forward = forward;
             let side = flow::side(flow, flow::side_index(scratch.hook, forward));
             scratch.was_node = side.approval.get() != 0 && side.rule.get() == rule::NODE;
+            scratch.question.live = u8::from(side.approval.get() != 0 && !flow::closed(flow));
             // Nothing has come this way yet, so the sender may as well be opening a flow of its own. Not so where this
             // side was approved once: what was cut is not to come back as the other end's idea.
             if role == Role::Either && !forward && side.ifindex.get() == 0 {

@@ -12,7 +12,7 @@
 use crate::{
     Scratch,
     address::Address,
-    answer, connection,
+    answer, connection, dns,
     flow::{self, Moment},
     layout::{Flow, FlowKey, config_flag, event_kind, rule},
     maps::{Hook, Maps, Packet},
@@ -66,6 +66,10 @@ pub enum Stage {
     Record,
     /// Writes the answer of a rule that rejects.
     Answer,
+    /// Notes a query for a name, or learns from an answer.
+    Names,
+    /// Learns one address.
+    Learn,
 }
 
 impl Stage {
@@ -83,10 +87,12 @@ impl Stage {
             Self::ByRules => scratch.reason = connection::by_rules(packet, maps, scratch),
             Self::Ask => scratch.reason = connection::ask(packet, maps, scratch),
             Self::Evaluate => scratch.reason = policy::evaluate(packet, maps, scratch),
-            Self::Guard => policy::look(maps, &mut scratch.question),
+            Self::Guard => policy::look(packet, maps, scratch),
             Self::Open => scratch.reason = connection::open(packet, maps, scratch),
             Self::Record => write_down(packet, maps, scratch),
             Self::Answer => answer::write(packet, maps, scratch),
+            Self::Names => dns::run(packet, maps, scratch),
+            Self::Learn => dns::learn(packet, maps, scratch),
         }
     }
 }
@@ -99,7 +105,11 @@ pub fn decide<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch, h
     if !scratch.reason.passes() || scratch.record.event != NO_EVENT || record::is_first_fragment(&scratch.headers) {
         packet.stage(maps, scratch, Stage::Record);
     }
-    if !scratch.reason.passes() {
+    if scratch.reason.passes() {
+        if dns::concerns(&scratch.headers, hook) {
+            packet.stage(maps, scratch, Stage::Names);
+        }
+    } else {
         scratch.answer.clear();
         if answer::wanted(scratch) {
             packet.stage(maps, scratch, Stage::Answer);

@@ -2,11 +2,12 @@
 //!
 //! What user space writes are plain public maps; what the kernel writes sits in cells, as [`Maps`] takes `&self`.
 
+pub mod dns;
 pub mod frame;
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::IpAddr,
     rc::Rc,
 };
@@ -17,6 +18,10 @@ use crate::{
     Scratch, Verdict,
     address::Address,
     decide,
+    dns::{
+        message::{MESSAGE, REVERSED, REVERSED_END},
+        table::{BucketKey, LearnedBucket, MemberKey, Naming, PatternEntry, PendingBucket},
+    },
     layout::{
         ALTERNATIVES, ANSWERS, AddressEntry, AddressKey, Alternative, CONFIGS, CONFIRMED, Config, Counter, DENIES,
         DenyEntry, DenyKey, ENDPOINTS, EXPIRIES, EndpointWord, Event, Flow, FlowKey, FragmentEntry, FragmentKey,
@@ -61,6 +66,19 @@ impl Packet for Slice<'_> {
     }
     fn is_answer(&self) -> bool {
         self.answer
+    }
+    fn copy(&self, offset: u32, length: u32, into: &[Word<u8>; MESSAGE]) -> bool {
+        let range = usize::try_from(offset)
+            .ok()
+            .zip(usize::try_from(length).ok())
+            .and_then(|(start, length)| Some(start..start.checked_add(length)?));
+        let Some(bytes) = range.and_then(|range| self.bytes.get(range)) else {
+            return false;
+        };
+        for (word, byte) in into.iter().zip(bytes) {
+            word.set(*byte);
+        }
+        bytes.len() <= MESSAGE
     }
 }
 
@@ -160,6 +178,12 @@ pub struct MemMaps {
     pub expiries: HashMap<u32, u64>,
     /// NAMES.
     pub names: HashMap<NameKey, u64>,
+    /// NAMING.
+    pub naming: Naming,
+    /// PATTERNS by reversed name.
+    pub patterns: HashMap<Vec<u8>, PatternEntry>,
+    /// MEMBERS.
+    pub members: HashSet<MemberKey>,
     /// The zone.
     pub zone: u32,
     /// The global epoch.
@@ -178,6 +202,10 @@ pub struct MemMaps {
     pub tentative: RefCell<HashMap<FlowKey, Rc<Flow>>>,
     /// FRAGMENTS.
     pub fragments: RefCell<HashMap<FragmentKey, FragmentEntry>>,
+    /// LEARNED.
+    pub learned: RefCell<HashMap<BucketKey, Rc<LearnedBucket>>>,
+    /// PENDING.
+    pub pending: RefCell<HashMap<BucketKey, Rc<PendingBucket>>>,
     /// DENIES.
     pub denies: RefCell<HashMap<DenyKey, Rc<DenyEntry>>>,
     /// The event ring.
@@ -259,6 +287,9 @@ impl MemMaps {
             leases: self.leases.clone(),
             expiries: self.expiries.clone(),
             names: self.names.clone(),
+            naming: self.naming,
+            patterns: self.patterns.clone(),
+            members: self.members.clone(),
             zone: self.zone,
             epoch: self.epoch,
             peer_epochs: self.peer_epochs.clone(),
@@ -319,6 +350,8 @@ impl Probe {
 impl Maps for MemMaps {
     type FlowRef = Rc<Flow>;
     type DenyRef = Rc<DenyEntry>;
+    type LearnedRef = Rc<LearnedBucket>;
+    type PendingRef = Rc<PendingBucket>;
 
     fn now(&self) -> u64 {
         self.now.get()
@@ -382,6 +415,39 @@ impl Maps for MemMaps {
     }
     fn name(&self, key: &NameKey) -> Option<u64> {
         self.names.get(key).copied()
+    }
+    fn naming(&self) -> Option<Naming> {
+        Some(self.naming)
+    }
+    fn pattern(&self, reversed: &[Word<u8>; REVERSED], length: u32) -> Option<PatternEntry> {
+        let end = REVERSED_END as usize;
+        let start = end.checked_sub(usize::try_from(length).ok()?)?;
+        let name: Vec<u8> = reversed.get(start..end)?.iter().map(Word::get).collect();
+        (0..=name.len())
+            .rev()
+            .find_map(|length| self.patterns.get(name.get(..length)?).copied())
+    }
+    fn member(&self, key: &MemberKey) -> bool {
+        self.members.contains(key)
+    }
+    fn learned(&self, key: &BucketKey) -> Option<Rc<LearnedBucket>> {
+        self.learned.borrow().get(key).cloned()
+    }
+    fn insert_learned(&self, key: &BucketKey, _empty: &LearnedBucket) {
+        self.learned.borrow_mut().entry(*key).or_default();
+    }
+    fn pending(&self, key: &BucketKey) -> Option<Rc<PendingBucket>> {
+        self.pending.borrow().get(key).cloned()
+    }
+    fn insert_pending(&self, key: &BucketKey, _empty: &PendingBucket) {
+        self.pending.borrow_mut().entry(*key).or_default();
+    }
+    fn swap(&self, word: &Word<u64>, old: u64, new: u64) -> bool {
+        let same = word.get() == old;
+        if same {
+            word.set(new);
+        }
+        same
     }
 
     fn confirmed(&self, key: &FlowKey) -> Option<Rc<Flow>> {

@@ -15,6 +15,7 @@ pub mod address;
 pub mod answer;
 pub mod connection;
 pub mod decide;
+pub mod dns;
 pub mod flow;
 #[cfg(any(test, feature = "host"))]
 pub mod host;

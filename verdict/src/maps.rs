@@ -8,6 +8,11 @@ use zerocopy::FromBytes;
 use crate::{
     Scratch, Stage,
     address::Address,
+    dns::{
+        Step,
+        message::{MESSAGE, REVERSED},
+        table::{BucketKey, LearnedBucket, MemberKey, Naming, PatternEntry, PendingBucket},
+    },
     layout::{
         AddressEntry, Alternative, Config, DenyEntry, DenyKey, EndpointWord, Event, Flow, FlowKey, FragmentEntry,
         FragmentKey, LeaseKey, NameKey, NetworkEntry, PortSet, Range, RuleKey, Word,
@@ -49,6 +54,20 @@ pub trait Packet {
     {
         stage.run(self, maps, scratch);
     }
+    /// Copies `length` bytes from an offset on, which are at most as many as `into` has; false when they are not there.
+    fn copy(&self, offset: u32, length: u32, into: &[Word<u8>; MESSAGE]) -> bool;
+    /// Runs a step until it says that it was the last one, at most so many times. In the kernel its body is checked once.
+    #[inline(always)]
+    fn repeat<M: Maps>(&self, maps: &M, scratch: &mut Scratch, step: Step, times: u32)
+    where
+        Self: Sized,
+    {
+        for _ in 0..times {
+            if step.run(self, maps, scratch) {
+                break;
+            }
+        }
+    }
 }
 
 /// The maps of layout.rs, and the clocks.
@@ -57,6 +76,10 @@ pub trait Maps {
     type FlowRef: Deref<Target = Flow>;
     /// A reference to an aggregated denial.
     type DenyRef: Deref<Target = DenyEntry>;
+    /// A reference to learned addresses.
+    type LearnedRef: Deref<Target = LearnedBucket>;
+    /// A reference to queries.
+    type PendingRef: Deref<Target = PendingBucket>;
 
     /// Coarse `CLOCK_MONOTONIC`, nanoseconds.
     fn now(&self) -> u64;
@@ -93,6 +116,22 @@ pub trait Maps {
     fn expiry(&self, number: u32) -> Option<u64>;
     /// NAMES: deadline, `CLOCK_BOOTTIME`.
     fn name(&self, key: &NameKey) -> Option<u64>;
+    /// NAMING.
+    fn naming(&self) -> Option<Naming>;
+    /// PATTERNS, longest match of the name that ends at `dns::message::REVERSED_END` and has so many bytes.
+    fn pattern(&self, reversed: &[Word<u8>; REVERSED], length: u32) -> Option<PatternEntry>;
+    /// Whether MEMBERS has the pair.
+    fn member(&self, key: &MemberKey) -> bool;
+    /// LEARNED.
+    fn learned(&self, key: &BucketKey) -> Option<Self::LearnedRef>;
+    /// Adds a bucket to LEARNED, unless there is one.
+    fn insert_learned(&self, key: &BucketKey, empty: &LearnedBucket);
+    /// PENDING.
+    fn pending(&self, key: &BucketKey) -> Option<Self::PendingRef>;
+    /// Adds a bucket to PENDING, unless there is one.
+    fn insert_pending(&self, key: &BucketKey, empty: &PendingBucket);
+    /// Writes a word if it still is what it was; false when it is not.
+    fn swap(&self, word: &Word<u64>, old: u64, new: u64) -> bool;
 
     /// CONFIRMED.
     fn confirmed(&self, key: &FlowKey) -> Option<Self::FlowRef>;

@@ -3,9 +3,10 @@
 use crate::{
     Scratch, Stage,
     address::Address,
+    dns,
     layout::{
-        Alternative, Config, LeaseKey, MAX_ALTERNATIVES, MAX_SEARCH, NameKey, RANGES, RuleKey, action, address_flag,
-        guard, identity, network_flag, rule, side,
+        Alternative, Config, LeaseKey, MAX_ALTERNATIVES, MAX_SEARCH, RANGES, RuleKey, action, address_flag, guard,
+        identity, network_flag, rule, side,
     },
     maps::{Maps, Packet},
     port::Position,
@@ -55,6 +56,8 @@ pub struct Question {
     pub holds: u8,
     /// [`action`] of the deciding alternative.
     pub action: u8,
+    /// 1 = asked for a flow that lives.
+    pub live: u8,
     /// The alternative in hand.
     pub alternative: Alternative,
     /// Index of the first alternative to look at.
@@ -205,18 +208,24 @@ mod holds {
 
 /// Looks whether the guard of the alternative in hand holds.
 #[inline(always)]
-pub(crate) fn look<M: Maps>(maps: &M, question: &mut Question) {
-    let alternative = question.alternative;
-    question.holds = match holds_now(maps, question, &alternative) {
+pub(crate) fn look<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) {
+    let alternative = scratch.question.alternative;
+    let mut known = 0;
+    if alternative.guard == guard::NAME {
+        scratch.question.boot = maps.boot_time();
+        known = dns::known_until(packet, maps, scratch, alternative.argument);
+    }
+    let question = &mut scratch.question;
+    question.holds = match holds_now(maps, question, &alternative, known) {
         Some(true) => holds::YES,
         Some(false) => holds::NO,
         None => holds::UNKNOWN,
     };
 }
 
-/// Whether a guard holds now; notes until when that can be relied on. `None` for a guard this build does not know.
+/// Whether a guard holds now (a name until `known`); notes until when that can be relied on. `None` for a guard this build does not know.
 #[inline(always)]
-fn holds_now<M: Maps>(maps: &M, question: &mut Question, alternative: &Alternative) -> Option<bool> {
+fn holds_now<M: Maps>(maps: &M, question: &mut Question, alternative: &Alternative, known: u64) -> Option<bool> {
     let deadline = match alternative.guard {
         guard::NONE => return Some(true),
         guard::LEASE => {
@@ -231,10 +240,7 @@ fn holds_now<M: Maps>(maps: &M, question: &mut Question, alternative: &Alternati
             })
         }
         guard::UNTIL => maps.expiry(alternative.argument),
-        guard::NAME => maps.name(&NameKey {
-            address: question.peer,
-            name: alternative.argument,
-        }),
+        guard::NAME => Some(known),
         _ => return None,
     };
     let deadline = deadline.unwrap_or(0);

@@ -3,6 +3,7 @@
 use crate::{
     address::Address,
     answer::Answer,
+    dns::message::Working,
     flow::Moment,
     layout::{EndpointWord, Flow, FlowKey},
     maps::Hook,
@@ -48,6 +49,8 @@ pub struct Scratch {
     pub(crate) unknown: bool,
     /// The flow was approved at this side by `builtin/node`.
     pub(crate) was_node: bool,
+    /// A message about names.
+    pub dns: Working,
 }
 
 impl Scratch {
@@ -74,6 +77,7 @@ impl Scratch {
             confirmed: false,
             unknown: false,
             was_node: false,
+            dns: Working::new(),
         }
     }
 }

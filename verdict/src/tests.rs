@@ -1,6 +1,7 @@
 //! Tests of the whole decision that are no vectors: what is written down, timers, checksums, properties.
 
 mod answers;
+mod names;
 mod properties;
 mod records;
 mod timers;

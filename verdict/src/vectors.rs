@@ -6,6 +6,7 @@
 
 mod answers;
 mod flows;
+pub mod names;
 mod packets;
 mod policies;
 pub mod world;
@@ -119,6 +120,7 @@ pub fn all() -> Vec<Vector> {
     vectors.extend(policies::vectors());
     vectors.extend(flows::vectors());
     vectors.extend(answers::vectors());
+    vectors.extend(names::vectors());
     vectors
 }
 

@@ -1,6 +1,7 @@
 //! The maps of nodes, written as an agent writes them: planned from the compiled state, carried out in memory.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     net::IpAddr,
@@ -14,6 +15,7 @@ use bulkhead_policy::{
 };
 use bulkhead_verdict::{
     host::{MemMaps, Probe},
+    layout::NameKey,
     maps::Hook,
 };
 use thiserror::Error;
@@ -37,7 +39,7 @@ pub enum WorldError {
 
 /// A node's maps, and what the numbers in them mean.
 pub(super) struct Node {
-    maps: MemMaps,
+    maps: RefCell<MemMaps>,
     names: Names,
 }
 
@@ -92,11 +94,20 @@ impl Nodes {
         self.nodes.push(node);
     }
 
-    /// Judges a connection's first packet at a pod's device; `None` when there is no such pod.
-    pub(super) fn judge(&self, hook: Hook, pod: &WorkloadKey, probe: &Probe) -> Option<EndAnswer> {
+    /// Judges a connection's first packet at a pod's device, its destination learned for these sets of names; `None` when there is
+    /// no such pod.
+    pub(super) fn judge(&self, hook: Hook, pod: &WorkloadKey, probe: &Probe, sets: &[u32]) -> Option<EndAnswer> {
         let seat = self.seats.get(pod)?;
         let node = self.nodes.get(seat.node)?;
-        let verdict = node.maps.probe(hook, seat.ifindex, probe);
+        let mut maps = node.maps.borrow_mut();
+        maps.names = sets
+            .iter()
+            .map(|set| {
+                let address = probe.destination.into();
+                (NameKey { address, name: *set }, u64::MAX)
+            })
+            .collect();
+        let verdict = maps.probe(hook, seat.ifindex, probe);
         Some(EndAnswer {
             verdict: if verdict.reason.passes() {
                 Verdict::Allowed
@@ -177,6 +188,7 @@ fn node(state: &State, pods: &[&WorkloadKey], limits: Limits) -> Result<Node, Pl
         names.observe(op);
     }
     maps.apply(&ops).unwrap_or_else(|never: Infallible| match never {});
+    let maps = RefCell::new(maps);
     Ok(Node { maps, names })
 }
 

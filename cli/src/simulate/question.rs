@@ -1,6 +1,9 @@
 //! A probe as the user writes it.
 
-use bulkhead_policy::model::{Protocol, WorkloadKey};
+use bulkhead_policy::{
+    fqdn::Pattern,
+    model::{Protocol, WorkloadKey},
+};
 use bulkhead_verdict::port::protocol;
 use serde::Deserialize;
 use serde_json::Value;
@@ -72,6 +75,8 @@ pub struct Question {
     pub port: u16,
     /// Protocol.
     pub protocol: Protocol,
+    /// The DNS name the pod had the destination's address from.
+    pub name: Option<Pattern>,
 }
 
 #[derive(Deserialize)]
@@ -82,6 +87,8 @@ struct Text {
     port: i64,
     #[serde(default = "tcp")]
     protocol: String,
+    #[serde(default)]
+    name: Option<String>,
 }
 
 fn tcp() -> String {
@@ -96,8 +103,22 @@ impl Question {
             to,
             port,
             protocol,
+            name,
         } = Text::deserialize(probe).map_err(|error| QuestionError::Bad(error.to_string()))?;
-        Self::new(&from, &to, port, &protocol)
+        Self::new(&from, &to, port, &protocol)?.by_name(name.as_deref())
+    }
+
+    /// The same question, by a DNS name that the pod had the destination's address from.
+    pub fn by_name(mut self, name: Option<&str>) -> Result<Self, QuestionError> {
+        let read = |text: &str| match text.parse::<Pattern>() {
+            Ok(name) if !text.starts_with('*') => Ok(name),
+            Ok(_) => Err(QuestionError::Bad(format!(
+                "name is {text:?}, a wildcard; write one name"
+            ))),
+            Err(problem) => Err(QuestionError::Bad(format!("name is {text:?}: it {problem}"))),
+        };
+        self.name = name.map(read).transpose()?;
+        Ok(self)
     }
 
     /// A question of the four words the user gives.
@@ -120,6 +141,7 @@ impl Question {
                     )));
                 }
             },
+            name: None,
         })
     }
 }

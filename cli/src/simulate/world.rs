@@ -7,7 +7,8 @@ use std::{
 
 use bulkhead_crds::{HostPod, Lowered};
 use bulkhead_policy::{
-    model::{Object, Workload, WorkloadKey},
+    fqdn::{Names, Pattern},
+    model::{Guard, Object, Workload, WorkloadKey},
     state::State,
 };
 use bulkhead_verdict::maps::Hook;
@@ -28,6 +29,8 @@ pub struct World {
     node_addresses: BTreeMap<String, BTreeSet<IpAddr>>,
     ended: BTreeSet<WorkloadKey>,
     services: Services,
+    /// Sets of DNS names that rules ask for.
+    names: BTreeSet<Names>,
 }
 
 /// An end that was found.
@@ -79,6 +82,7 @@ impl World {
             node_addresses: BTreeMap::new(),
             ended: lowered.ended_pods,
             services,
+            names: names_of(&lowered.objects),
         };
         for object in lowered.objects {
             match object {
@@ -114,7 +118,16 @@ impl World {
     /// Judges a connection on its way.
     pub(crate) fn judge(&self, path: &Path, question: &Question) -> Answer {
         let probe = first_packet(path.source, path.destination, ip_protocol(question.protocol), path.port);
-        let at = |hook, pod: &Option<WorkloadKey>| pod.as_ref().and_then(|pod| self.nodes.judge(hook, pod, &probe));
+        let known = |name: &Pattern| {
+            self.names
+                .iter()
+                .filter(|set| set.has(name))
+                .map(Names::number)
+                .collect()
+        };
+        let sets: Vec<u32> = question.name.as_ref().map(known).unwrap_or_default();
+        let at =
+            |hook, pod: &Option<WorkloadKey>| pod.as_ref().and_then(|pod| self.nodes.judge(hook, pod, &probe, &sets));
         Answer::of(at(Hook::FromPod, &path.from), at(Hook::ToPod, &path.to))
     }
 
@@ -235,6 +248,21 @@ impl World {
         }
         Ok(end)
     }
+}
+
+/// The sets of DNS names in policies.
+fn names_of(objects: &[Object]) -> BTreeSet<Names> {
+    let policies = objects.iter().filter_map(|object| match object {
+        Object::Policy(policy) => Some(policy),
+        _ => None,
+    });
+    let rules = policies.flat_map(|policy| policy.ingress.iter().chain(&policy.egress));
+    rules
+        .filter_map(|rule| match &rule.guard {
+            Some(Guard::Name(names)) => Some(names.clone()),
+            _ => None,
+        })
+        .collect()
 }
 
 /// Addresses of the family both ends have, IPv4 first.

@@ -322,7 +322,7 @@ impl Reader<'_, '_> {
         Some(
             (0u32..)
                 .zip(rules)
-                .filter_map(|(index, rule)| self.rule(rule, index, direction))
+                .flat_map(|(index, rule)| self.rule(rule, index, direction))
                 .collect(),
         )
     }

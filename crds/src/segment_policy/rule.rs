@@ -2,9 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use bulkhead_policy::model::{
-    self, Direction, IcmpMessage, IcmpVersion, LabelSelector, Match, NamespaceMatch, Peer, PodMatch, PortMatch, Rule,
-    Tier as PolicyTier, WorkloadKey,
+use bulkhead_policy::{
+    fqdn::{Names, Pattern},
+    model::{
+        self, Direction, Guard, IcmpMessage, IcmpVersion, LabelSelector, Match, NamespaceMatch, Peer, PodMatch,
+        PortMatch, Rule, Tier as PolicyTier, WorkloadKey,
+    },
 };
 use k8s_openapi::api::networking::v1::NetworkPolicyPort;
 use serde_json::Value;
@@ -30,20 +33,29 @@ pub(super) fn deny_all(index: u32) -> Rule {
     }
 }
 
+/// What an entry of a list of peers is.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Target {
+    Peer(Peer),
+    Names(BTreeSet<Pattern>),
+}
+
 /// What could be read of a list, and whether that is all of it.
+#[derive(Clone)]
 struct Items<T> {
     items: Match<T>,
     whole: bool,
 }
 
 impl Reader<'_, '_> {
-    /// A rule; `None` when it matches nothing, which is reported unless the rule says so itself.
-    pub(super) fn rule(&mut self, value: &Value, index: u32, direction: Direction) -> Option<Rule> {
+    /// A rule; none when it matches nothing, which is reported unless the rule says so itself. Its names become a rule of their own,
+    /// because they are a condition beside peers and ports.
+    pub(super) fn rule(&mut self, value: &Value, index: u32, direction: Direction) -> Vec<Rule> {
         let path = format!("spec.{direction}[{index}]");
         let Some(map) = value.as_object() else {
             self.report
                 .error(path, "is no object, so it denies everything; write its fields");
-            return Some(deny_all(index));
+            return vec![deny_all(index)];
         };
         let peers_field = match direction {
             Direction::Ingress => "from",
@@ -72,34 +84,87 @@ impl Reader<'_, '_> {
         let action = self.action(action, &path);
         let mode = self.optional::<Mode>(map, &path, "mode");
         good &= mode.is_ok();
-        let peers = self.items(map.get(peers_field), &format!("{path}.{peers_field}"), Self::peer);
+        let targets = self.items(map.get(peers_field), &format!("{path}.{peers_field}"), Self::target);
+        let (peers, names) = self.divide(targets, action, direction, &path);
         let ports = self.items(map.get("ports"), &format!("{path}.ports"), Self::port);
         let whole = good && peers.whole && ports.whole;
+        let world = (!names.is_empty()).then(|| Items {
+            items: Match::OneOf(vec![Peer::World]),
+            whole: true,
+        });
+        let named = world.and_then(|world| self.resolve(action, good, world, ports.clone()));
         let resolved = self.resolve(action, good, peers, ports);
         if !whole {
-            let closed = match (&resolved, action) {
-                (None, _) => "the rule matches nothing",
-                (Some(_), Action::Allow) => "that part of it matches nothing",
-                (Some(_), Action::Deny | Action::Pass) => "the rule denies whatever that part could have meant",
-            };
-            self.report.error(
-                path,
-                format!("has a part that cannot be read, so {closed}; correct the fields named above"),
-            );
+            self.closed(path, action, resolved.as_ref().or(named.as_ref()).is_some());
         }
-        let (action, peers, ports) = resolved?;
-        Some(Rule {
-            name,
-            index,
-            action,
-            peers,
-            ports,
-            guard: None,
-            mode: match mode {
-                Ok(Some(Mode::Shadow)) if !self.restricted => model::Mode::Shadow,
-                _ => model::Mode::Enforce,
-            },
-        })
+        let mode = match mode {
+            Ok(Some(Mode::Shadow)) if !self.restricted => model::Mode::Shadow,
+            _ => model::Mode::Enforce,
+        };
+        let guard = Guard::Name(Names::new(names));
+        [(resolved, None), (named, Some(guard))]
+            .into_iter()
+            .filter_map(|(resolved, guard)| Some((resolved?, guard)))
+            .map(|((action, peers, ports), guard)| Rule {
+                name: name.clone(),
+                index,
+                action,
+                peers,
+                ports,
+                guard,
+                mode,
+            })
+            .collect()
+    }
+
+    /// Says what becomes of a rule of which not all could be read.
+    fn closed(&mut self, path: String, action: Action, any: bool) {
+        let closed = match (any, action) {
+            (false, _) => "the rule matches nothing",
+            (true, Action::Allow) => "that part of it matches nothing",
+            (true, Action::Deny | Action::Pass) => "the rule denies whatever that part could have meant",
+        };
+        self.report.error(
+            path,
+            format!("has a part that cannot be read, so {closed}; correct the fields named above"),
+        );
+    }
+
+    /// The names of a rule apart from its peers. Only what a pod opens can be allowed by name.
+    fn divide(
+        &mut self,
+        targets: Items<Target>,
+        action: Action,
+        direction: Direction,
+        path: &str,
+    ) -> (Items<Peer>, BTreeSet<Pattern>) {
+        let Items { items, mut whole } = targets;
+        let Match::OneOf(list) = items else {
+            let items = Match::Any;
+            return (Items { items, whole }, BTreeSet::new());
+        };
+        let (mut peers, mut names) = (Vec::new(), BTreeSet::new());
+        for target in list {
+            match target {
+                Target::Peer(peer) => peers.push(peer),
+                Target::Names(patterns) => names.extend(patterns),
+            }
+        }
+        let why = match (direction, action) {
+            (Direction::Egress, Action::Allow) => None,
+            (Direction::Ingress, _) => Some("names fqdns, which only egress rules may; name pods or networks instead"),
+            (Direction::Egress, _) => Some(
+                "names fqdns, which only Allow rules may: a pod that learned the address elsewhere would not be denied; name networks \
+                 instead",
+            ),
+        };
+        if let Some(why) = why.filter(|_| !names.is_empty()) {
+            self.report.error(path, why);
+            names.clear();
+            whole = false;
+        }
+        let items = Match::OneOf(peers);
+        (Items { items, whole }, names)
     }
 
     fn action(&mut self, read: Result<Option<Action>, ()>, path: &str) -> Action {
@@ -202,6 +267,42 @@ impl Reader<'_, '_> {
     }
 
     /// `None` when it cannot be read, which is reported.
+    fn target(&mut self, value: &Value, path: &str) -> Option<Target> {
+        if value.get("fqdns").is_none_or(Value::is_null) {
+            return self.peer(value, path).map(Target::Peer);
+        }
+        let (peer, unknown) = self.read::<SegmentPeer>(value, path)?;
+        let known = self.known(&unknown, path);
+        let texts = peer.fqdns.clone().unwrap_or_default();
+        let alone = SegmentPeer {
+            fqdns: peer.fqdns.clone(),
+            ..SegmentPeer::default()
+        };
+        if peer != alone {
+            return self.bad(path, "has fields of several peers; make a peer of each");
+        }
+        if texts.is_empty() {
+            return self.bad(
+                format!("{path}.fqdns"),
+                "is empty; write a name such as api.example.com",
+            );
+        }
+        let mut patterns = BTreeSet::new();
+        for (index, text) in texts.iter().enumerate() {
+            match text.parse::<Pattern>() {
+                Ok(pattern) => drop(patterns.insert(pattern)),
+                Err(problem) => {
+                    self.report.error(
+                        format!("{path}.fqdns[{index}]"),
+                        format!("{text:?} {problem}; it matches nothing"),
+                    );
+                }
+            }
+        }
+        (known && !patterns.is_empty()).then_some(Target::Names(patterns))
+    }
+
+    /// `None` when it cannot be read, which is reported.
     fn peer(&mut self, value: &Value, path: &str) -> Option<Peer> {
         let (peer, unknown) = self.read::<SegmentPeer>(value, path)?;
         let known = self.known(&unknown, path)
@@ -215,6 +316,7 @@ impl Reader<'_, '_> {
             network,
             address_group,
             entity,
+            fqdns: _,
         } = peer;
         let selects = namespace_selector.is_some() || pod_selector.is_some() || service_accounts.is_some();
         let lowered = match (selects, service, network, address_group, entity) {
@@ -240,7 +342,7 @@ impl Reader<'_, '_> {
             (false, None, None, None, None) => self.bad(
                 path,
                 "has no field this version knows; set namespaceSelector, podSelector or serviceAccounts, or one of service, network, \
-                 addressGroup and entity",
+                 addressGroup, entity and fqdns",
             ),
             _ => self.bad(path, "has fields of several peers; make a peer of each"),
         };

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test file uses some of it")]
 
 use bulkhead_crds::{Lowered, Manifests};
-use bulkhead_policy::model::{Match, Object, Peer, Policy, PortMatch, Rule};
+use bulkhead_policy::model::{Guard, Match, Object, Peer, Policy, PortMatch, Rule};
 
 /// Lowers a text named `f.yaml`.
 pub(crate) fn lower(text: &str) -> Lowered {
@@ -38,7 +38,11 @@ pub(crate) fn show(rule: &Rule) -> String {
         Match::Any => "any port".to_owned(),
         Match::OneOf(ports) => ports.iter().map(show_port).collect::<Vec<_>>().join(", "),
     };
-    format!("[{}] {:?} {peers}: {ports}", rule.index, rule.action)
+    let guard = match &rule.guard {
+        Some(Guard::Name(names)) => format!(" if {names}"),
+        _ => String::new(),
+    };
+    format!("[{}] {:?} {peers}: {ports}{guard}", rule.index, rule.action)
 }
 
 fn show_peer(peer: &Peer) -> String {

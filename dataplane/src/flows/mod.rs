@@ -192,6 +192,23 @@ impl Reader {
         differs.then(|| (self.shared.names.rule(shadow_rule), shadow_drops))
     }
 
+    /// Under which names the destination was learned, where that decided.
+    fn names_of(&self, event: &Event) -> Vec<Arc<str>> {
+        if event.guard != guard::NAME {
+            return Vec::new();
+        }
+        // What cannot be read is not known: the record says everything else.
+        let classes = self
+            .maps
+            .names
+            .classes(event.ifindex, &event.destination)
+            .unwrap_or_default();
+        classes
+            .into_iter()
+            .filter_map(|class| self.shared.names.pattern(class))
+            .collect()
+    }
+
     fn record_of_event(&mut self, event: &Event, wall: Wall) -> Option<Record> {
         let drops = event.reason >= Reason::FIRST_DROP;
         let (kind, close) = match event.kind {
@@ -239,6 +256,7 @@ impl Reader {
             last: if is_deny { time } else { 0 },
             counters: (kind == FlowEvent::Close).then_some(event.counters),
             close,
+            names: self.names_of(event),
         })
     }
 
@@ -304,6 +322,7 @@ impl Reader {
             last,
             counters: None,
             close: CloseReason::Unspecified,
+            names: Vec::new(),
         }
     }
 
@@ -377,6 +396,7 @@ impl Reader {
             last,
             counters: Some(seen.counters),
             close: seen.close,
+            names: Vec::new(),
         }
     }
 }

@@ -53,6 +53,8 @@ pub(crate) struct Record {
     /// Packets, then bytes, initiator's direction first; `None` on records that have none.
     pub(crate) counters: Option<[u64; 4]>,
     pub(crate) close: CloseReason,
+    /// Patterns of names the destination was learned under.
+    pub(crate) names: Vec<Arc<str>>,
 }
 
 impl Record {
@@ -89,6 +91,7 @@ impl Record {
             flow_id: self.flow,
             flow_cpu: u32::try_from(self.flow >> 48).unwrap_or(0),
             guard: guard_kind(self.guard).into(),
+            destination_names: self.names.iter().map(ToString::to_string).collect(),
             close_reason: self.close.into(),
             zone: u32::from(self.zone),
             protocol: u32::from(self.protocol),

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use bulkhead_verdict::layout as l;
+use bulkhead_verdict::{dns::table as n, layout as l};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{
@@ -37,7 +37,7 @@ pub(super) const fn spec<K, V>(name: &'static str, kind: u32) -> Spec {
 }
 
 /// Every map that is pinned. `BK_SCRATCH` is not: it is working memory, and a new build may want more of it.
-pub(crate) const MAPS: [Spec; 22] = [
+pub(crate) const MAPS: [Spec; 27] = [
     spec::<u32, u32>("BK_DEVICE", map_type::HASH),
     spec::<u32, l::EndpointWord>("BK_ENDPOINT", map_type::ARRAY),
     spec::<u32, l::Config>("BK_CONFIG", map_type::ARRAY),
@@ -60,6 +60,11 @@ pub(crate) const MAPS: [Spec; 22] = [
     spec::<u32, u32>("BK_PEER_EPOCH", map_type::ARRAY),
     spec::<u32, u64>("BK_SEQUENCE", map_type::PERCPU_ARRAY),
     spec::<l::InternKey, l::InternEntry>("BK_INTERN", map_type::HASH),
+    spec::<u32, n::Naming>("BK_NAMING", map_type::ARRAY),
+    spec::<PatternKey, n::PatternEntry>("BK_PATTERN", map_type::LPM_TRIE),
+    spec::<n::MemberKey, u32>("BK_MEMBER", map_type::HASH),
+    spec::<n::BucketKey, n::LearnedBucket>("BK_LEARNED", map_type::HASH),
+    spec::<n::BucketKey, n::PendingBucket>("BK_PENDING", map_type::HASH),
 ];
 
 /// Key of `BK_NETWORK`: the trie wants the number of significant bits in front of the data.
@@ -70,6 +75,16 @@ pub(crate) struct NetworkPrefix {
     pub(crate) bits: u32,
     /// The prefix.
     pub(crate) key: l::NetworkKey,
+}
+
+/// Key of `BK_PATTERN`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub(crate) struct PatternKey {
+    /// Significant bits of `name`.
+    pub(crate) bits: u32,
+    /// The domain, reversed; zeroes behind it.
+    pub(crate) name: [u8; n::KEY_BYTES],
 }
 
 impl Spec {

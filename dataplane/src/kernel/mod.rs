@@ -8,6 +8,7 @@ mod bpffs;
 mod dump;
 pub mod lab;
 mod maps;
+mod names;
 mod programs;
 mod ring;
 mod sys;
@@ -27,6 +28,7 @@ use thiserror::Error;
 pub(crate) use self::{
     bpffs::Leftovers,
     maps::Table,
+    names::{Learning, NameMaps},
     ring::EventRing,
     uplink::{Exception, Mode, Uplink, UplinkMaps},
     writer::Writer,
@@ -166,15 +168,18 @@ pub(crate) struct Maps {
     pub(crate) epoch: Table<u32, u32>,
     pub(crate) peer_epochs: Table<u32, u32>,
     pub(crate) interned: Table<l::InternKey, l::InternEntry>,
+    pub(crate) names: NameMaps,
+}
+
+/// A handle on a pinned map.
+fn table<K, V>(folder: &Path, name: &'static str) -> Result<Table<K, V>, KernelError> {
+    let path = folder.join(name);
+    let map = sys::open(&path).map_err(|source| KernelError::Pin { path, source })?;
+    Table::new(name, map, folder)
 }
 
 impl Maps {
     fn open(folder: &Path) -> Result<Self, KernelError> {
-        fn table<K, V>(folder: &Path, name: &'static str) -> Result<Table<K, V>, KernelError> {
-            let path = folder.join(name);
-            let map = sys::open(&path).map_err(|source| KernelError::Pin { path, source })?;
-            Table::new(name, map, folder)
-        }
         Ok(Self {
             devices: table(folder, "BK_DEVICE")?,
             endpoints: table(folder, "BK_ENDPOINT")?,
@@ -191,6 +196,7 @@ impl Maps {
             epoch: table(folder, "BK_EPOCH")?,
             peer_epochs: table(folder, "BK_PEER_EPOCH")?,
             interned: table(folder, "BK_INTERN")?,
+            names: NameMaps::open(folder)?,
         })
     }
 }

@@ -121,8 +121,15 @@ impl Sync {
             .open_adoption(adoption_end(), &self.attached, !self.planned);
     }
 
+    /// Writes a plan, with the names its rules ask for around it.
+    pub(super) fn carry_out(&mut self, ops: Vec<MapOp>) -> Result<(), SyncError> {
+        let names = self.widen_names()?;
+        self.write(ops)?;
+        self.narrow_names(names)
+    }
+
     /// Writes a plan. When a write fails, reads back what the kernel holds and plans from there, some times over.
-    pub(super) fn carry_out(&mut self, mut ops: Vec<MapOp>) -> Result<(), SyncError> {
+    fn write(&mut self, mut ops: Vec<MapOp>) -> Result<(), SyncError> {
         let mut failures = 0;
         loop {
             self.shared.names.learn(&ops, clock::boot());

@@ -8,6 +8,7 @@ mod apply;
 mod bypass;
 mod inherit;
 mod mirror;
+mod naming;
 mod pods;
 mod report;
 
@@ -37,7 +38,7 @@ use bulkhead_proto::{
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
-use self::{bypass::Bypass, mirror::Mirror, pods::Waiter};
+use self::{bypass::Bypass, mirror::Mirror, naming::Naming, pods::Waiter};
 pub(crate) use self::{bypass::BypassError, pods::TOO_MANY};
 use crate::{
     endpoints::{Devices, Endpoints, Pod, Pods},
@@ -161,6 +162,7 @@ pub(crate) struct Sync {
     bypass: Option<Bypass>,
     /// Number of the last flow that was made for a connection older than its judge.
     inherited: u64,
+    naming: Naming,
 }
 
 impl Sync {
@@ -209,7 +211,9 @@ impl Sync {
             waiters: Vec::new(),
             bypass: None,
             inherited: inherit::first_id(),
+            naming: Naming::default(),
         };
+        sync.adopt_names()?;
         sync.end_former_bypass();
         match sync.store.load() {
             Ok(Some(stored)) => sync.resume(&stored),
@@ -304,6 +308,7 @@ impl Sync {
         let changed = self.endpoints.refresh(links_changed, now)?;
         if links_changed {
             self.attached = self.ground.attached()?.into_iter().collect();
+            self.forget_names()?;
         }
         if changed { self.replan() } else { Ok(()) }
     }

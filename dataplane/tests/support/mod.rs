@@ -15,6 +15,7 @@ use aya::{
 use bulkhead_dataplane::kernel::OBJECT;
 use bulkhead_verdict::{
     Scratch, Verdict,
+    dns::table::{BucketKey, KEY_BYTES, LearnedBucket, MemberKey, Naming, PatternEntry, PendingBucket},
     layout::{
         AddressEntry, AddressKey, Alternative, Config, DenyEntry, DenyKey, EndpointWord, Flow, FlowKey, FragmentEntry,
         FragmentKey, LeaseKey, NameKey, NetworkEntry, NetworkKey, PortSet, Range, RuleKey,
@@ -148,11 +149,34 @@ impl Machine {
         for (key, deadline) in &world.names {
             self.change(&Change::Name(*key, *deadline));
         }
+        self.write_patterns(world);
         for (index, config) in &world.configs {
             self.change(&Change::Config(*index, *config));
         }
         for (slot, word) in &world.endpoints {
             self.change(&Change::Endpoint(*slot, *word));
+        }
+    }
+
+    /// What answers are looked up in.
+    fn write_patterns(&mut self, world: &World) {
+        array!(self, "BK_NAMING", Naming)
+            .set(0, bytes::<_, 16>(&world.naming), 0)
+            .unwrap();
+        for (name, entry) in &world.patterns {
+            let mut key = [0; KEY_BYTES];
+            key[..name.len()].copy_from_slice(name);
+            let mut map = LpmTrie::<&mut MapData, [u8; KEY_BYTES], [u8; size_of::<PatternEntry>()]>::try_from(
+                self.object.map_mut("BK_PATTERN").unwrap(),
+            )
+            .unwrap();
+            let bits = u32::try_from(name.len() * 8).unwrap();
+            map.insert(&Key::new(bits, key), bytes::<_, 16>(entry), 0).unwrap();
+        }
+        for member in &world.members {
+            hash!(self, "BK_MEMBER", MemberKey, u32)
+                .insert(bytes(member), bytes::<_, 4>(&1_u32), 0)
+                .unwrap();
         }
     }
 
@@ -235,6 +259,9 @@ impl Machine {
             "BK_RULE": RuleKey, PortSet;
             "BK_LEASE": LeaseKey, u64;
             "BK_NAME": NameKey, u64;
+            "BK_MEMBER": MemberKey, u32;
+            "BK_LEARNED": BucketKey, LearnedBucket;
+            "BK_PENDING": BucketKey, PendingBucket;
             "BK_CONFIRMED": FlowKey, Flow;
             "BK_TENTATIVE": FlowKey, Flow;
             "BK_FRAGMENT": FragmentKey, FragmentEntry;
@@ -247,6 +274,13 @@ impl Machine {
             .unwrap();
         for key in networks.keys().collect::<Result<Vec<_>, _>>().unwrap() {
             networks.remove(&key).unwrap();
+        }
+        let mut patterns = LpmTrie::<&mut MapData, [u8; KEY_BYTES], [u8; size_of::<PatternEntry>()]>::try_from(
+            self.object.map_mut("BK_PATTERN").unwrap(),
+        )
+        .unwrap();
+        for key in patterns.keys().collect::<Result<Vec<_>, _>>().unwrap() {
+            patterns.remove(&key).unwrap();
         }
         for (name, index) in std::mem::take(&mut self.dirty) {
             match name {

@@ -118,7 +118,7 @@ impl Judge<'_> {
                         rule: name,
                         action: rule.action,
                         matches: self.world.matches(rule, self),
-                        guard: rule.guard.map(|guard| (guard, holding(guard))),
+                        guard: rule.guard.as_ref().map(|guard| (guard.clone(), holding(guard))),
                         mode: if policy.mode == Mode::Shadow {
                             Mode::Shadow
                         } else {
@@ -187,10 +187,14 @@ impl fmt::Display for PolicyReport {
                 Matches::Perhaps => "matches some pods this address may be",
                 Matches::Yes => "matches",
             };
-            let guard = match rule.guard {
-                None => "",
-                Some((_, true)) => ", its guard holds",
-                Some((_, false)) => ", its guard does not hold",
+            let guard = match &rule.guard {
+                None => String::new(),
+                Some((Guard::Name(names), true)) => format!(", the address is learned for one of {names}"),
+                Some((Guard::Name(names), false)) => {
+                    format!(", if the address is learned for one of {names}, which it is not")
+                }
+                Some((_, true)) => ", its guard holds".to_owned(),
+                Some((_, false)) => ", its guard does not hold".to_owned(),
             };
             let shadow = if rule.mode == Mode::Shadow { " (shadow)" } else { "" };
             let decided = if rule.decided { "  ◄ decided" } else { "" };

@@ -52,7 +52,7 @@ enum Guards<'a> {
 
 impl Guards<'_> {
     fn hold(self, rule: &Rule) -> bool {
-        match (rule.guard, self) {
+        match (&rule.guard, self) {
             (None, _) => true,
             (Some(guard), Guards::As(holding)) => holding(guard),
             (Some(_), Guards::Worst) => rule.action == Action::Deny,
@@ -205,7 +205,7 @@ pub fn guards(objects: &[Object]) -> Vec<Guard> {
     });
     let mut guards: Vec<Guard> = policies
         .flat_map(|policy| policy.ingress.iter().chain(&policy.egress))
-        .filter_map(|rule| rule.guard)
+        .filter_map(|rule| rule.guard.clone())
         .collect();
     guards.sort_unstable();
     guards.dedup();

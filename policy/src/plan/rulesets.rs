@@ -256,7 +256,7 @@ impl Planner {
             action,
             ..Alternative::default()
         };
-        match wanted.guard {
+        match &wanted.guard {
             None => cell.guard = guard::NONE,
             Some(Guard::Lease {
                 profile,
@@ -264,20 +264,20 @@ impl Planner {
                 negated,
             }) => {
                 cell.guard = guard::LEASE;
-                cell.argument = profile;
+                cell.argument = *profile;
                 cell.side = match whose {
                     Side::Subject => side::SUBJECT,
                     Side::Peer => side::PEER,
                 };
-                cell.negated = u8::from(negated);
+                cell.negated = u8::from(*negated);
             }
             Some(Guard::Until(expiry)) => {
                 cell.guard = guard::UNTIL;
-                cell.argument = expiry;
+                cell.argument = *expiry;
             }
-            Some(Guard::Name(name)) => {
+            Some(Guard::Name(names)) => {
                 cell.guard = guard::NAME;
-                cell.argument = name;
+                cell.argument = names.number();
             }
         }
         cell

@@ -10,9 +10,12 @@ use proptest::{
 };
 
 use super::{ACCOUNTS, BLOCKS, GROUPS, NAMESPACES, PORT_NAMES, PORTS, PROTOCOLS, block, service_key, text};
-use crate::model::{
-    Action, Answer, Direction, Guard, IcmpMessage, IcmpVersion, LabelSelector, Manner, Match, Mode, NamespaceMatch,
-    OnChange, Operator, Peer, PodMatch, Policy, PolicyKey, PolicyKind, PortMatch, Requirement, Rule, Side, Tier,
+use crate::{
+    fqdn::Names,
+    model::{
+        Action, Answer, Direction, Guard, IcmpMessage, IcmpVersion, LabelSelector, Manner, Match, Mode, NamespaceMatch,
+        OnChange, Operator, Peer, PodMatch, Policy, PolicyKey, PolicyKind, PortMatch, Requirement, Rule, Side, Tier,
+    },
 };
 
 fn selector(keys: &'static [&'static str]) -> impl Strategy<Value = LabelSelector> {
@@ -96,8 +99,14 @@ fn guard() -> impl Strategy<Value = Guard> {
             negated
         }),
         (0u32..3).prop_map(Guard::Until),
-        (0u32..3).prop_map(Guard::Name),
+        (0u32..3).prop_map(|number| Guard::Name(names(number))),
     ]
+}
+
+/// Sets that overlap.
+fn names(number: u32) -> Names {
+    let patterns = [format!("n{number}.test"), "*.wide.test".to_owned()];
+    Names::new(patterns.iter().filter_map(|text| text.parse().ok()).collect())
 }
 
 fn mode() -> impl Strategy<Value = Mode> {

@@ -473,14 +473,14 @@ impl Expected {
 }
 
 fn decide(list: &[Alternative], [subject, peer]: [u32; 2]) -> (bool, String) {
-    let holds = |guard: Guard| match guard {
+    let holds = |guard: &Guard| match guard {
         Guard::Lease { profile, side, negated } => {
-            (profile == 1 && 1 == if side == Side::Subject { subject } else { peer }) != negated
+            (*profile == 1 && 1 == if *side == Side::Subject { subject } else { peer }) != *negated
         }
-        Guard::Until(number) => number == 2,
+        Guard::Until(number) => *number == 2,
         Guard::Name(_) => false,
     };
-    let first = list.iter().find(|one| one.guard.is_none_or(holds)).unwrap();
+    let first = list.iter().find(|one| one.guard.as_ref().is_none_or(holds)).unwrap();
     (first.decision == Decision::Allow, first.rule.to_string())
 }
 

@@ -7,7 +7,7 @@ use crate::{guard_name, probe, text::objects};
 
 fn check(cluster: &str, connection: &str, expected: Expect) {
     let objects = objects(cluster);
-    let holding = |guard| {
+    let holding = |guard: &bulkhead_policy::model::Guard| {
         connection
             .split_whitespace()
             .any(|word| format!("{guard:?}") == guard_name(word))

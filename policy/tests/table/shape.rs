@@ -38,7 +38,7 @@ fn show(state: &State) -> String {
         for (peer, ports) in entries.collect::<std::collections::BTreeMap<_, _>>() {
             for range in &ports.ranges {
                 let list = |list: &[bulkhead_policy::state::Alternative]| {
-                    let each = list.iter().map(|it| match it.guard {
+                    let each = list.iter().map(|it| match &it.guard {
                         None => format!("{:?} {}", it.decision, it.rule),
                         Some(guard) => format!("{:?} {} if {guard:?}", it.decision, it.rule),
                     });
@@ -213,7 +213,7 @@ fn a_list_longer_than_the_kernel_follows_ends_in_a_denial_and_is_reported() {
     assert_eq!(longest.len(), usize::try_from(MAX_ALTERNATIVES).unwrap());
     let last = longest.last().expect("an alternative");
     assert_eq!(
-        (last.guard, last.decision, last.rule.to_string().as_str()),
+        (last.guard.clone(), last.decision, last.rule.to_string().as_str()),
         (None, Decision::Deny, "NetworkPolicy/a/p ingress[15]")
     );
     let reported: Vec<String> = changes.diagnostics.iter().map(ToString::to_string).collect();

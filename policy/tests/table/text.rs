@@ -14,7 +14,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use bulkhead_policy::model::*;
+use bulkhead_policy::{fqdn::Names, model::*};
 
 /// All objects of a text.
 pub(crate) fn objects(text: &str) -> Vec<Object> {
@@ -264,7 +264,7 @@ fn guard(text: &str) -> Guard {
             side: Side::Peer,
             negated: false,
         },
-        (.., Some(number)) => Guard::Name(number),
+        (.., Some(number)) => Guard::Name(Names::new([format!("n{number}.test").parse().unwrap()].into())),
         _ => panic!("{text} is no guard"),
     }
 }

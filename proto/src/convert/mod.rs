@@ -57,6 +57,8 @@ pub enum Problem {
     },
     /// A port set that leaves positions out, overlaps, or has a list of alternatives without an end.
     Shape(&'static str),
+    /// A text that is no pattern of DNS names.
+    NoName(String),
 }
 
 impl fmt::Display for Problem {
@@ -71,6 +73,7 @@ impl fmt::Display for Problem {
             Self::TooLarge { got, limit } => write!(f, "{got} is above the limit of {limit}"),
             Self::NoSuchIndex { index, length } => write!(f, "index {index} into a table of {length}"),
             Self::Shape(what) => f.write_str(what),
+            Self::NoName(text) => write!(f, "{text:?} is no pattern of DNS names"),
         }
     }
 }

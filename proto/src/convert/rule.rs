@@ -1,8 +1,9 @@
 //! Rules and port sets on the wire. Alternatives name their rule by index into the chunk's table of rules.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use bulkhead_policy::{
+    fqdn::{Names, Pattern},
     model::{Answer, Builtin, Direction, Guard, Manner, OnChange, RuleName, Side},
     state::{Alternative, Decision, PortSet, Range},
 };
@@ -123,8 +124,8 @@ fn builtin(number: i32) -> Result<Builtin, WireError> {
     }
 }
 
-fn guard_to_wire(guard: Guard) -> v1::Guard {
-    use v1::guard::{Guard as Wire, Lease};
+fn guard_to_wire(guard: &Guard) -> v1::Guard {
+    use v1::guard::{Guard as Wire, Lease, Names as WireNames};
     let guard = match guard {
         Guard::Lease { profile, side, negated } => {
             let side = match side {
@@ -132,13 +133,15 @@ fn guard_to_wire(guard: Guard) -> v1::Guard {
                 Side::Peer => v1::Side::Peer,
             };
             Wire::Lease(Lease {
-                profile,
+                profile: *profile,
                 side: side.into(),
-                negated,
+                negated: *negated,
             })
         }
-        Guard::Until(number) => Wire::Until(number),
-        Guard::Name(number) => Wire::Name(number),
+        Guard::Until(number) => Wire::Until(*number),
+        Guard::Name(names) => Wire::Names(WireNames {
+            patterns: names.patterns().iter().map(ToString::to_string).collect(),
+        }),
     };
     v1::Guard { guard: Some(guard) }
 }
@@ -161,7 +164,7 @@ fn guard(wire: v1::Guard) -> Result<Guard, WireError> {
             }
         }
         Wire::Until(number) => Guard::Until(number),
-        Wire::Name(number) => Guard::Name(number),
+        Wire::Names(names) => Guard::Name(names_of(&names.patterns)?),
     })
 }
 
@@ -195,6 +198,19 @@ fn manner(wire: &v1::Alternative) -> Result<Manner, WireError> {
     Ok(Manner { answer, on_change })
 }
 
+/// The patterns of a name guard.
+fn names_of(patterns: &[String]) -> Result<Names, WireError> {
+    let read = |text: &String| {
+        text.parse()
+            .map_err(|_| WireError::new("patterns", Problem::NoName(text.clone())))
+    };
+    let set = patterns.iter().map(read).collect::<Result<BTreeSet<Pattern>, _>>()?;
+    if set.is_empty() {
+        return Err(WireError::new("patterns", Problem::Missing));
+    }
+    Ok(Names::new(set))
+}
+
 pub(crate) fn port_set_to_wire(set: &PortSet, rules: &mut RuleTable) -> v1::PortSet {
     let mut list = |alternatives: &[Alternative]| {
         let wire = |alternative: &Alternative| {
@@ -203,7 +219,7 @@ pub(crate) fn port_set_to_wire(set: &PortSet, rules: &mut RuleTable) -> v1::Port
                 Decision::Deny => v1::Decision::Deny,
             };
             v1::Alternative {
-                guard: alternative.guard.map(guard_to_wire),
+                guard: alternative.guard.as_ref().map(guard_to_wire),
                 decision: decision.into(),
                 rule: rules.index(&alternative.rule),
                 answer: answer_to_wire(alternative.manner.answer).into(),
@@ -243,7 +259,7 @@ fn alternatives(wire: Vec<v1::Alternative>, rules: &[RuleName]) -> Result<Vec<Al
             .clone();
         let manner = manner(&wire).inside(at)?;
         let guard = wire.guard.map(guard).transpose().inside(at)?;
-        match (guard, at == last) {
+        match (&guard, at == last) {
             (None, false) => Err(Problem::Shape("an alternative without a guard hides those after it")),
             (Some(_), true) => Err(Problem::Shape(
                 "the last alternative has a guard, so nothing may decide",

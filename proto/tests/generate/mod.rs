@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use bulkhead_policy::{
     digest::Digest,
+    fqdn::Names,
     model::{
         Answer, Attachment, Builtin, Direction, Guard, Manner, OnChange, PolicyKey, PolicyKind, RuleName, Side,
         WorkloadKey, Zone,
@@ -121,7 +122,10 @@ fn guard() -> impl Strategy<Value = Guard> {
         (any::<u32>(), select(vec![Side::Subject, Side::Peer]), any::<bool>())
             .prop_map(|(profile, side, negated)| Guard::Lease { profile, side, negated }),
         any::<u32>().prop_map(Guard::Until),
-        any::<u32>().prop_map(Guard::Name),
+        "[a-z]{1,5}(\\.[a-z]{1,5}){0,2}".prop_map(|name| {
+            let texts = [format!("*.{name}"), name];
+            Guard::Name(Names::new(texts.iter().map(|text| text.parse().unwrap()).collect()))
+        }),
     ]
 }
 

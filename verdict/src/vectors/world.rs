@@ -9,6 +9,7 @@ use super::{Change, Deadline, Sent, Step, Vector};
 use crate::{
     Verdict,
     address::Address,
+    dns::table::{MemberKey, Naming, PatternEntry},
     host::{MemMaps, Prefix, frame::Frame, frame::frame},
     layout::{
         AddressEntry, AddressKey, Alternative, Config, EndpointWord, LeaseKey, NameKey, NetworkEntry, PortSet, Range,
@@ -145,6 +146,12 @@ pub struct World {
     pub expiries: BTreeMap<u32, Deadline>,
     /// NAMES.
     pub names: Vec<(NameKey, Deadline)>,
+    /// NAMING.
+    pub naming: Naming,
+    /// PATTERNS by reversed domain.
+    pub patterns: Vec<(Vec<u8>, PatternEntry)>,
+    /// MEMBERS.
+    pub members: Vec<MemberKey>,
 }
 
 /// An unguarded alternative that allows.
@@ -382,6 +389,9 @@ impl World {
             .iter()
             .map(|(number, deadline)| (*number, deadline.at(boot)))
             .collect();
+        maps.naming = self.naming;
+        maps.patterns = self.patterns.iter().cloned().collect();
+        maps.members = self.members.iter().copied().collect();
         maps.names = self
             .names
             .iter()
