@@ -75,7 +75,7 @@ impl Machine {
             .set(0, bytes::<_, 80>(&world.settings), 0)
             .unwrap();
         for (network, cell) in &world.cells {
-            let mut cells = array!(self, "BK_UP_CELL", [u8; 256]);
+            let cells = array!(self, "BK_UP_CELL", [u8; 256]);
             let mut element = cells.get(&(network >> 8), 0).unwrap();
             element[(network & 0xff) as usize] = *cell;
             let mut marks = array!(self, "BK_UP_MARK", [u8; 32]);

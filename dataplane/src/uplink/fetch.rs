@@ -1,4 +1,4 @@
-//! Asks a URL for a feed: one GET with the ETag of last time, bounded in time and size.
+//! Asks a URL for a feed: one GET with the `ETag` of last time, bounded in time and size.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -26,7 +26,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 /// A whole answer takes no longer.
-const ANSWER_MAX: Duration = Duration::from_secs(60);
+const ANSWER_MAX: Duration = Duration::from_mins(1);
 /// A connection takes no longer to be made.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// Largest feed: some 4 million lines.

@@ -42,7 +42,7 @@ pub(crate) enum Seen {
 /// News of a feed, by its index.
 pub(crate) type News = (usize, Seen);
 
-/// Follows until nobody listens. Without `fresh` the first answer may be "the same": never said before there was a text.
+/// Follows until nobody listens.
 pub(crate) async fn follow(index: usize, source: Source, client: Client, interval: Duration, news: mpsc::Sender<News>) {
     match source {
         Source::File(path) => file(index, path, news).await,
@@ -97,16 +97,11 @@ async fn file(index: usize, path: PathBuf, news: mpsc::Sender<News>) {
             Ok(found) if held == Some(found) => None,
             Ok(found) => match fs::read(&path).await {
                 // Replaced while it was read: the next look finds that.
-                Ok(bytes) => match String::from_utf8(bytes) {
-                    Ok(text) => {
-                        held = Some(found);
-                        Some(Seen::Text(text))
-                    }
-                    Err(_) => {
-                        held = Some(found);
-                        Some(Seen::Failed("what it holds is no text".to_owned()))
-                    }
-                },
+                Ok(bytes) => {
+                    held = Some(found);
+                    let text = String::from_utf8(bytes).map(Seen::Text);
+                    Some(text.unwrap_or_else(|_| Seen::Failed("what it holds is no text".to_owned())))
+                }
                 Err(error) => Some(Seen::Failed(error.to_string())),
             },
             Err(error) => {

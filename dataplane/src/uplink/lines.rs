@@ -174,7 +174,7 @@ impl Lines {
         let mut changed = Vec::new();
         differing(&self.v4, &other.v4, |line| changed.push(unpack(*line)));
         differing(&self.v6, &other.v6, |(address, length)| {
-            changed.push(Line::V6(*address, *length))
+            changed.push(Line::V6(*address, *length));
         });
         changed
     }

@@ -142,7 +142,7 @@ impl Uplinks {
                     let reading = read(text).await;
                     let lines = reading.lines.len();
                     tracing::info!(feed = feed.name, lines, "the last good list is on disk");
-                    self.state.feed(index, |state| state.from_disk(&reading));
+                    self.state.feed(index, |state| state.kept(&reading));
                     self.set(index, reading);
                 }
                 Ok(None) => {}
@@ -178,12 +178,12 @@ impl Uplinks {
             return;
         };
         match seen {
-            Seen::Same => self.state.feed(index, |state| state.good()),
-            Seen::Failed(why) => self.complain(index, &feed, why),
+            Seen::Same => self.state.feed(index, state::FeedState::good),
+            Seen::Failed(why) => self.complain(index, &feed, &why),
             Seen::Text(text) => {
                 let reading = read(text.clone()).await;
                 match self.refused(index, &reading) {
-                    Some(why) => self.complain(index, &feed, why),
+                    Some(why) => self.complain(index, &feed, &why),
                     None => self.take(index, &feed, text, reading).await,
                 }
                 // A million lines are much more as text.
@@ -214,9 +214,9 @@ impl Uplinks {
         (needed > room).then(|| format!("all feeds together need {needed} entries, and --feed-entries is {room}"))
     }
 
-    fn complain(&self, index: usize, feed: &FeedOption, why: String) {
+    fn complain(&self, index: usize, feed: &FeedOption, why: &str) {
         let lines = self.wanted.get(index).map_or(0, |lines| lines.len());
-        if self.state.feed(index, |state| state.failed(why.clone())) {
+        if self.state.feed(index, |state| state.failed(why)) {
             if lines == 0 {
                 tracing::error!(feed = feed.name, source = %feed.source, "{why}; there is no list of it until then");
             } else {

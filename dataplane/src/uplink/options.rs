@@ -20,7 +20,7 @@ const ENTRIES_MAX: u32 = 1 << 24;
 pub(crate) struct UplinkOptions {
     /// Drop what comes from the addresses of a list: <NAME=/ABSOLUTE/PATH>, <NAME=http://…> or <NAME=https://…> (may be given
     /// several times). One address or CIDR a line; `#` and `;` begin comments. A file is followed; a URL is asked every
-    /// --feed-interval with its ETag. A list that cannot be had, or is suddenly empty, changes nothing
+    /// --feed-interval with its `ETag`. A list that cannot be had, or is suddenly empty, changes nothing
     #[arg(long, value_name = "NAME=SOURCE")]
     pub(crate) threat_feed: Vec<FeedOption>,
     /// How often a URL is asked for news

@@ -55,7 +55,8 @@ impl Shelf {
     /// True when these feeds, in this order, are those of last time. From now on they are.
     pub(crate) fn same_order(&self, feeds: &[FeedOption]) -> io::Result<bool> {
         let path = self.folder.join("order");
-        let order: String = feeds.iter().map(|feed| format!("{}\n", feed.name)).collect();
+        let names: Vec<&str> = feeds.iter().map(|feed| feed.name.as_str()).collect();
+        let order = names.join("\n");
         let same = match fs::read_to_string(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => false,
             before => before? == order,

@@ -57,7 +57,7 @@ pub(crate) struct FeedState {
 
 impl FeedState {
     /// The list of last time is taken.
-    pub(super) fn from_disk(&mut self, reading: &Reading) {
+    pub(super) fn kept(&mut self, reading: &Reading) {
         self.lines = Arc::new(reading.lines.clone());
         self.wrong = reading.wrong;
     }
@@ -70,16 +70,16 @@ impl FeedState {
 
     /// A new list is taken.
     pub(super) fn took(&mut self, reading: &Reading) {
-        self.from_disk(reading);
+        self.kept(reading);
         self.told = reading.told.iter().map(ToString::to_string).collect();
         self.good();
     }
 
     /// The list could not be had; true when that is another trouble than before.
-    pub(super) fn failed(&mut self, why: String) -> bool {
+    pub(super) fn failed(&mut self, why: &str) -> bool {
         self.failures += 1;
         let other = self.error != why;
-        self.error = why;
+        why.clone_into(&mut self.error);
         other
     }
 }

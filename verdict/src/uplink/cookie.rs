@@ -47,8 +47,8 @@ impl Cookie {
         let mut hash = Hash::new(self.secret);
         hash.address(&self.source);
         hash.address(&self.destination);
-        hash.word((self.ports as u64) << 32 | (period & 0xffff_ffff));
-        hash.end() as u32
+        hash.word(u64::from(self.ports) << 32 | (period & 0xffff_ffff));
+        (hash.end() & 0xffff_ffff) as u32
     }
 }
 
@@ -112,8 +112,8 @@ impl Hash {
     #[inline(always)]
     fn address(&mut self, address: &Address) {
         let [a, b, c, d] = address.0;
-        self.word((b as u64) << 32 | a as u64);
-        self.word((d as u64) << 32 | c as u64);
+        self.word(u64::from(b) << 32 | u64::from(a));
+        self.word(u64::from(d) << 32 | u64::from(c));
     }
 
     #[inline(always)]
@@ -131,7 +131,7 @@ impl Hash {
 mod tests {
     use super::*;
 
-    /// The vector of SipHash's authors for the key 00 … 0f and the message 00 … 0e. Its last block ends in the length, 15,
+    /// The vector of `SipHash`'s authors for the key 00 … 0f and the message 00 … 0e. Its last block ends in the length, 15,
     /// which is what our messages leave out and is given here as part of the word.
     #[test]
     fn it_is_siphash() {

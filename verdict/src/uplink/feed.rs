@@ -36,10 +36,10 @@ fn v4<T: Tables>(tables: &T, address: u32) -> u8 {
         return 0;
     }
     // A number this build cannot say is a drop all the same.
-    if feed == 0 || feed > SEVERAL as u32 {
+    if feed == 0 || feed > u32::from(SEVERAL) {
         SEVERAL
     } else {
-        feed as u8
+        (feed & 0xff) as u8
     }
 }
 
@@ -47,7 +47,7 @@ fn v4<T: Tables>(tables: &T, address: u32) -> u8 {
 fn v6<T: Tables>(tables: &T, address: &Address) -> u8 {
     let root = tables.root(u32::from_be(address.0[0]) >> 16);
     if root.feed != 0 {
-        return root.feed as u8;
+        return (root.feed & 0xff) as u8;
     }
     let mut below = root.below;
     if below == 0 {
@@ -61,7 +61,7 @@ fn v6<T: Tables>(tables: &T, address: &Address) -> u8 {
             continue;
         };
         if prefix.feed != 0 {
-            return prefix.feed as u8;
+            return (prefix.feed & 0xff) as u8;
         }
         if class == DIRECTORY {
             below |= prefix.below;

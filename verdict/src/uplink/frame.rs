@@ -4,7 +4,9 @@
 use super::Frame;
 use crate::{address::Address, packet::tcp, port::protocol};
 
-const ETHERNET: usize = 14;
+/// Bytes of an Ethernet header.
+const LINK: u32 = 14;
+const ETHERNET: usize = LINK as usize;
 /// Longest challenge: Ethernet, IPv6, TCP.
 pub const CHALLENGE_MAX: usize = ETHERNET + 40 + 20;
 const TTL: u8 = 64;
@@ -51,8 +53,8 @@ impl Headers {
 #[inline(always)]
 pub(super) fn network<F: Frame>(frame: &F, headers: &mut Headers) -> Option<()> {
     *headers = Headers::default();
-    let [a, b, c, d, e, f, ethertype] = frame.load::<[u16; 7]>(0)?;
-    headers.macs = [a, b, c, d, e, f];
+    let [macs @ .., ethertype] = frame.load::<[u16; 7]>(0)?;
+    headers.macs = macs;
     match u16::from_be(ethertype) {
         0x0800 => v4(frame, headers),
         0x86dd => v6(frame, headers),
@@ -71,8 +73,8 @@ fn v4<F: Frame>(frame: &F, headers: &mut Headers) -> Option<()> {
     headers.destination = Address::from_v4_word(destination);
     let header = ((first >> 24) & 0xf).wrapping_mul(4);
     let fragment = u32::from_be(second) & 0x3fff != 0;
-    if header >= 20 && !fragment && (u32::from_be(third) >> 16) & 0xff == protocol::TCP as u32 {
-        headers.transport = header.wrapping_add(ETHERNET as u32);
+    if header >= 20 && !fragment && (u32::from_be(third) >> 16) & 0xff == u32::from(protocol::TCP) {
+        headers.transport = header.wrapping_add(LINK);
     }
     Some(())
 }
@@ -89,8 +91,8 @@ fn v6<F: Frame>(frame: &F, headers: &mut Headers) -> Option<()> {
     if headers.source.is_v4() {
         return None;
     }
-    if (u32::from_be(second) >> 8) & 0xff == protocol::TCP as u32 {
-        headers.transport = (ETHERNET as u32).wrapping_add(40);
+    if (u32::from_be(second) >> 8) & 0xff == u32::from(protocol::TCP) {
+        headers.transport = LINK.wrapping_add(40);
     }
     Some(())
 }
@@ -104,7 +106,7 @@ pub(super) fn tcp<F: Frame>(frame: &F, headers: &mut Headers) -> Option<()> {
     let [ports, sequence, _, flags, _] = frame.load::<[u32; 5]>(headers.transport as usize)?;
     let ports = u32::from_be(ports);
     headers.source_port = ((ports >> 16) as u16).to_be();
-    headers.destination_port = (ports as u16).to_be();
+    headers.destination_port = ((ports & 0xffff) as u16).to_be();
     headers.sequence = u32::from_be(sequence);
     headers.flags = ((u32::from_be(flags) >> 16) & 0xff) as u8;
     Some(())
@@ -114,10 +116,10 @@ pub(super) fn tcp<F: Frame>(frame: &F, headers: &mut Headers) -> Option<()> {
 /// from. Gives its length; bytes behind it are not touched.
 #[inline(always)]
 pub fn challenge(headers: &Headers, number: u32, bytes: &mut [u8; CHALLENGE_MAX]) -> usize {
-    let [a, b, c, d, e, f] = headers.macs;
+    let [to_high, to_middle, to_low, from_high, from_middle, from_low] = headers.macs;
     let v4 = headers.source.is_v4();
     let mut packet = Writer { bytes, at: 0, sum: 0 };
-    for half in [d, e, f, a, b, c] {
+    for half in [from_high, from_middle, from_low, to_high, to_middle, to_low] {
         packet.raw(half);
     }
     let (from, to) = (headers.destination, headers.source);
@@ -129,7 +131,7 @@ pub fn challenge(headers: &Headers, number: u32, bytes: &mut [u8; CHALLENGE_MAX]
         packet.put(40);
         packet.put(0);
         packet.put(0x4000);
-        packet.put((TTL as u16) << 8 | protocol::TCP as u16);
+        packet.put(u16::from(TTL) << 8 | u16::from(protocol::TCP));
         packet.add(from);
         packet.add(to);
         packet.check();
@@ -143,7 +145,7 @@ pub fn challenge(headers: &Headers, number: u32, bytes: &mut [u8; CHALLENGE_MAX]
         packet.put(0x6000);
         packet.put(0);
         packet.put(20);
-        packet.put((protocol::TCP as u16) << 8 | TTL as u16);
+        packet.put(u16::from(protocol::TCP) << 8 | u16::from(TTL));
         for word in from.0 {
             packet.word(word);
         }
@@ -159,12 +161,15 @@ pub fn challenge(headers: &Headers, number: u32, bytes: &mut [u8; CHALLENGE_MAX]
         }
     }
     // The rest of the pseudo header: protocol and length.
-    packet.sum = packet.sum.wrapping_add(protocol::TCP as u32).wrapping_add(20);
+    packet.sum = packet.sum.wrapping_add(u32::from(protocol::TCP)).wrapping_add(20);
     let (source_port, destination_port) = (headers.destination_port, headers.source_port);
     // Five words of header and the flag ACK; a window, which nobody uses.
-    let (offset, window) = (0x5000 | tcp::ACK as u16, 0xffff);
-    packet.sum = packet.sum.wrapping_add(offset as u32).wrapping_add(window as u32);
-    packet.add((source_port as u32) | (destination_port as u32) << 16);
+    let (offset, window) = (0x5000 | u16::from(tcp::ACK), 0xffff);
+    packet.sum = packet
+        .sum
+        .wrapping_add(u32::from(offset))
+        .wrapping_add(u32::from(window));
+    packet.add(u32::from(source_port) | u32::from(destination_port) << 16);
     packet.add(number.to_be());
     packet.raw(source_port);
     packet.raw(destination_port);
@@ -200,7 +205,7 @@ impl Writer<'_> {
     /// A number, summed.
     #[inline(always)]
     fn put(&mut self, half: u16) {
-        self.sum = self.sum.wrapping_add(half as u32);
+        self.sum = self.sum.wrapping_add(u32::from(half));
         self.raw(half.to_be());
     }
 
@@ -224,6 +229,6 @@ impl Writer<'_> {
     fn check(&mut self) {
         let folded = (self.sum & 0xffff).wrapping_add(self.sum >> 16);
         let folded = (folded & 0xffff).wrapping_add(folded >> 16);
-        self.raw((!(folded as u16)).to_be());
+        self.raw((!((folded & 0xffff) as u16)).to_be());
     }
 }

@@ -207,7 +207,7 @@ impl PrefixKey {
 #[inline(always)]
 const fn kept(word: u32, bits: u32) -> u32 {
     let bits = if bits > 32 { 32 } else { bits };
-    let others = (0xffff_ffff_u64 >> bits) as u32;
+    let others = ((0xffff_ffff_u64 >> bits) & 0xffff_ffff) as u32;
     word & (!others).to_be()
 }
 

@@ -54,13 +54,11 @@ const fn host(source: &Address) -> Address {
 #[inline(always)]
 pub(super) fn source<T: Tables>(tables: &T, settings: &Settings, headers: &Headers, now: u64) -> bool {
     let source = host(&headers.source);
-    match tables.source(&source) {
-        Some(bucket) => take(&settings.source, &bucket, now),
-        None => {
-            tables.add_source(&source, now.saturating_add(settings.source.interval));
-            true
-        }
+    if let Some(bucket) = tables.source(&source) {
+        return take(&settings.source, &bucket, now);
     }
+    tables.add_source(&source, now.saturating_add(settings.source.interval));
+    true
 }
 
 /// One connection more of the source's identity, where it has one of its own; false when that is too many.
@@ -73,13 +71,11 @@ pub(super) fn identity<T: Tables>(tables: &T, settings: &Settings, headers: &Hea
     if identity < identity::FIRST_INTERNED {
         return true;
     }
-    match tables.identity(identity) {
-        Some(bucket) => take(&settings.identity, &bucket, now),
-        None => {
-            tables.add_identity(identity, now.saturating_add(settings.identity.interval));
-            true
-        }
+    if let Some(bucket) = tables.identity(identity) {
+        return take(&settings.identity, &bucket, now);
     }
+    tables.add_identity(identity, now.saturating_add(settings.identity.interval));
+    true
 }
 
 /// The number of the challenge that a SYN is answered with: its destination has been sent more than it may, and the
@@ -87,7 +83,7 @@ pub(super) fn identity<T: Tables>(tables: &T, settings: &Settings, headers: &Hea
 #[inline(always)]
 pub(super) fn challenged<T: Tables>(tables: &T, settings: &Settings, headers: &Headers, now: u64) -> Option<u32> {
     let group = cookie::group(settings.secret, &headers.destination, headers.destination_port);
-    let bucket = tables.target(group as u32 & TARGETS.wrapping_sub(1))?;
+    let bucket = tables.target((group & 0xffff_ffff) as u32 & TARGETS.wrapping_sub(1))?;
     if take(&settings.guard, &bucket, now) {
         return None;
     }
@@ -109,7 +105,7 @@ pub(super) fn proves<T: Tables>(tables: &T, settings: &Settings, headers: &Heade
     if !Cookie::new(settings.secret, headers).accepts(headers.sequence, now) {
         return false;
     }
-    let until = now.saturating_add((settings.known_for as u64).wrapping_mul(1_000_000_000));
+    let until = now.saturating_add(u64::from(settings.known_for).wrapping_mul(1_000_000_000));
     tables.add_known(&headers.source, until);
     true
 }
