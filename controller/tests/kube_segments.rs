@@ -112,6 +112,10 @@ async fn definitions_take_what_is_good_and_say_what_is_not() {
             "d",
             &json!({"tier": "Admin", "priority": 0, "subject": {"namespaceSelector": {}}, "ingress": [{"action": "Pass"}]}),
         ),
+        segment(
+            "e",
+            &json!({"egress": [{"to": [{"fqdns": ["api.example.com", "*.example.com", "**.A_b.test"]}, {"entity": "Node"}]}]}),
+        ),
         group(&json!(["10.0.0.0/8", "fd00::/8"])),
     ] {
         let (went_well, said) = kubectl(&cluster, APPLY, &good);
@@ -161,6 +165,28 @@ async fn definitions_take_what_is_good_and_say_what_is_not() {
         (
             peer(json!({"network": {"cidr": "10.0.0.0/8", "except": ["11.0.0.0/16"]}})),
             "except must lie inside cidr",
+        ),
+        (
+            peer(json!({"fqdns": ["api.example.com"]})),
+            "fqdns are for egress rules only",
+        ),
+        (
+            segment(
+                "bad",
+                &json!({"egress": [{"action": "Deny", "to": [{"fqdns": ["api.example.com"]}]}]}),
+            ),
+            "fqdns are for Allow rules only",
+        ),
+        (
+            segment("bad", &json!({"egress": [{"to": [{"fqdns": ["x*.example.com"]}]}]})),
+            "should match",
+        ),
+        (
+            segment(
+                "bad",
+                &json!({"egress": [{"to": [{"fqdns": ["a.test"], "entity": "World"}]}]}),
+            ),
+            "a peer is pods",
         ),
         (port(json!({"port": 0})), "a port is a number from 1 to 65535"),
         (

@@ -122,16 +122,11 @@ impl Parts {
         let usage = shared.usage.clone();
         let maps = kernel.maps.clone();
         let ring = kernel.events()?;
-        let writer = kernel.writer(Fuse::new(options.fail_after_writes, options.refuse_writes.clone()))?;
+        let fuse = Fuse::new(options.fail_after_writes, options.refuse_writes.clone());
         let store = Store::open(&options.state_dir, &node)?;
         let links = Netlink::open().context("asking the kernel about devices")?;
-        let learning = options.learning();
-        let machine = Box::new(Machine {
-            kernel,
-            writer,
-            learning,
-        });
-        let state = Sync::start(&node, machine, Box::new(links), store, shared)?;
+        let machine = Machine::new(kernel, fuse, options.learning())?;
+        let state = Sync::start(&node, Box::new(machine), Box::new(links), store, shared)?;
 
         let (sync, inputs) = sync_channel(QUEUE);
         let syncing = spawn("sync", move || state.run(&inputs))?;

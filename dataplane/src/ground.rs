@@ -8,7 +8,7 @@ use bulkhead_policy::{
 };
 use bulkhead_verdict::layout::{Flow, FlowKey};
 
-use crate::kernel::{Kernel, KernelError, Learning, Writer};
+use crate::kernel::{Fuse, Kernel, KernelError, Learning, Writer};
 
 /// Maps, and devices that can carry programs.
 pub(crate) trait Ground: Send {
@@ -52,9 +52,20 @@ pub(crate) trait Ground: Send {
 
 /// This machine's kernel.
 pub(crate) struct Machine {
-    pub(crate) kernel: Kernel,
-    pub(crate) writer: Writer,
-    pub(crate) learning: Learning,
+    kernel: Kernel,
+    writer: Writer,
+    learning: Learning,
+}
+
+impl Machine {
+    /// Takes over the maps.
+    pub(crate) fn new(kernel: Kernel, fuse: Fuse, learning: Learning) -> Result<Self, KernelError> {
+        Ok(Self {
+            writer: kernel.writer(fuse)?,
+            kernel,
+            learning,
+        })
+    }
 }
 
 impl Ground for Machine {

@@ -337,6 +337,7 @@ pub(crate) fn learn<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scra
         ifindex: walk.ifindex,
         bucket: table::learned_bucket(&address),
     };
+    let lost = scratch.dns.walk.lost;
     scratch.dns.walk.lost = 1;
     if maps.learned(&key).is_none() {
         maps.insert_learned(&key, &scratch.dns.empty_learned);
@@ -357,7 +358,7 @@ pub(crate) fn learn<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scra
         }
         if same {
             if word >= fresh || maps.swap(&way.word, word, fresh) {
-                scratch.dns.walk.lost = 0;
+                scratch.dns.walk.lost = lost;
                 return;
             }
         } else if maps.swap(&way.word, word, CLAIMED) {
@@ -368,7 +369,7 @@ pub(crate) fn learn<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scra
             if expiry_of(word) > now {
                 maps.count(scratch.hook, Outcome::Displaced as u8, 0);
             }
-            scratch.dns.walk.lost = 0;
+            scratch.dns.walk.lost = lost;
             return;
         }
     }

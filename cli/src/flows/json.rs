@@ -48,6 +48,7 @@ pub(super) fn flow(flow: &Flow) -> Value {
         "destination",
         end(flow.destination.as_ref(), destination, destination_port),
     );
+    set("destination_names", json!(flow.destination_names));
     set("protocol", json!(protocol(flow)));
     set("icmp", icmp(flow));
     if flow.traffic_direction() != TrafficDirection::Unknown {

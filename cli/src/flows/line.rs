@@ -49,6 +49,10 @@ pub(super) fn flow(flow: &Flow, coloured: bool) -> String {
         line.push_str("  ");
         line.push_str(&flow.rule);
     }
+    if !flow.destination_names.is_empty() {
+        let names = format!("  (learned for {})", flow.destination_names.join(", "));
+        line.push_str(&colour(&names, FAINT, coloured));
+    }
     if flow.count > 1 {
         line.push_str(&colour(&format!("  ×{}", flow.count), YELLOW, coloured));
     }

@@ -275,6 +275,11 @@ impl Endpoints {
         self.miss(key, why, now);
     }
 
+    /// Devices there are.
+    pub(crate) fn present(&mut self) -> io::Result<BTreeSet<u32>> {
+        Ok(self.here.links()?.into_iter().map(|link| link.index).collect())
+    }
+
     /// Looks at devices again: found ones may be gone, missing ones may have come. `all` = also those whose pause has not
     /// passed. True when anything changed.
     pub(crate) fn refresh(&mut self, all: bool, now: Instant) -> io::Result<bool> {

@@ -13,7 +13,6 @@ use bulkhead_policy::{
 };
 
 use super::{Sync, SyncError};
-use crate::kernel::KernelError;
 
 /// Patterns no rule asks for any more that are kept because a wider one does.
 const FORMER_MAX: usize = 4096;
@@ -74,7 +73,7 @@ fn names_in(ruleset: &Ruleset) -> BTreeSet<Names> {
 
 impl Sync {
     /// What the kernel holds of names, from an earlier agent.
-    pub(super) fn adopt_names(&mut self) -> Result<(), KernelError> {
+    pub(super) fn adopt_names(&mut self) -> Result<(), SyncError> {
         self.naming.former = self.ground.former_names()?;
         self.naming.devices = self.ground.learned_devices()?;
         self.forget_names()
@@ -109,14 +108,15 @@ impl Sync {
         Ok(())
     }
 
-    /// Forgets what endpoints learned whose devices are gone.
-    pub(super) fn forget_names(&mut self) -> Result<(), KernelError> {
-        let gone: BTreeSet<u32> = self.naming.devices.difference(&self.attached).copied().collect();
-        self.naming.devices.clone_from(&self.attached);
-        if gone.is_empty() {
-            Ok(())
-        } else {
-            self.ground.forget_learned(&gone)
+    /// Forgets what endpoints learned whose devices are gone. A device that only lacks our programs (a bypass) keeps it.
+    pub(super) fn forget_names(&mut self) -> Result<(), SyncError> {
+        let present = self.endpoints.present()?;
+        let gone: BTreeSet<u32> = self.naming.devices.difference(&present).copied().collect();
+        self.naming.devices.retain(|device| present.contains(device));
+        self.naming.devices.extend(&self.attached);
+        if !gone.is_empty() {
+            self.ground.forget_learned(&gone)?;
         }
+        Ok(())
     }
 }
