@@ -170,7 +170,7 @@ impl Stack {
                 .arg(format!("unix:{}", self.controller_socket().display()));
         }
         command.arg("--socket").arg(self.agent_socket(node));
-        command.arg("--bpffs").arg(self.directory.join(format!("bpf{node}")));
+        command.arg("--bpffs").arg(self.bpffs(node));
         command
             .arg("--state-dir")
             .arg(self.directory.join(format!("state{node}")));
@@ -180,6 +180,11 @@ impl Stack {
             *slot = Some(running);
         }
         Ok(())
+    }
+
+    /// Where a node's agent pins its maps and links.
+    pub fn bpffs(&self, node: usize) -> PathBuf {
+        self.directory.join(format!("bpf{node}"))
     }
 
     /// Kills an agent with SIGKILL.

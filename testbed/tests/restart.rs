@@ -262,3 +262,60 @@ fn a_successor_adopts_what_a_kill_at_any_write_left() {
     assert!(stops > 3, "the change took {stops} writes: nothing was tested");
     traffic.check(&format!("kills at {stops} stop points"));
 }
+
+/// An agent whose maps have another layout takes over device by device: the old programs judge until the new ones do.
+#[test]
+fn an_agent_of_another_layout_takes_over() {
+    if skipped() {
+        return;
+    }
+    let net = Testnet::create(shop()).unwrap();
+    let _servers = serve_everywhere(&net);
+    let mut stack = Stack::start(&net).unwrap();
+    stack
+        .apply("shop.yaml", &example("03-three-tier-shop.yaml").unwrap())
+        .unwrap();
+    let at = |pod: &str, ipv6, port| SocketAddr::new(net.pod(pod).address(ipv6), port).to_string();
+    let mut held = peer(&net, "client", "hold", &["hold", "--to", &at("web", false, 8080)]);
+    assert!(held.line(SOON).unwrap().contains("alive"));
+    let mut load = peer(
+        &net,
+        "client",
+        "load",
+        &["load", "--to", &at("web", true, 8080), "--rate", "100"],
+    );
+    let mut denied = peer(
+        &net,
+        "intruder",
+        "denied",
+        &["load", "--to", &at("db", true, 5432), "--rate", "50", "--timeout-ms", "300"],
+    );
+    for node in [0, 1] {
+        stack.kill_agent(node).unwrap();
+        let pins = stack.bpffs(node);
+        let ours = layouts(&pins);
+        assert_eq!(ours.len(), 1, "{ours:?}");
+        // What an agent of another version would have left: pins under another layout.
+        std::fs::rename(pins.join(&ours[0]), pins.join("v0-9")).unwrap();
+        stack.start_agent(&net, node, &[]).unwrap();
+        let taken_over = until(SOON, || (layouts(&pins) == ours).then_some(()));
+        assert!(taken_over.is_some(), "{:?} instead of {ours:?}", layouts(&pins));
+    }
+    stack.settle().unwrap();
+    thread::sleep(Duration::from_secs(1));
+    let load: LoadReport = report(&mut load);
+    let denied: LoadReport = report(&mut denied);
+    println!("NOTE: {} connections, {} failed; {} denied attempts, {} passed", load.attempts, load.failed, denied.attempts, denied.ok);
+    assert!(load.ok > 0 && load.failed == 0, "{load:?}");
+    assert_eq!(denied.ok, 0, "{denied:?}");
+    assert_eq!(held.try_line(), None, "the connection that was there noticed nothing");
+    assert!(!reaches(&net, "intruder", net.pod("db").address(true), "TCP", 5432, false));
+}
+
+/// Folders of layouts in a bpffs.
+fn layouts(pins: &std::path::Path) -> Vec<String> {
+    let entries = std::fs::read_dir(pins).unwrap();
+    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}

@@ -64,6 +64,41 @@ impl Pins {
     }
 }
 
+impl Pins {
+    /// Takes the programs of agents with another layout off a device that carries ours: until then both judged its packets, so none
+    /// was ever unjudged. What judges no device any more is removed whole.
+    pub(crate) fn succeed(&self, ifindex: u32) -> Result<(), KernelError> {
+        let Some(bpffs) = self.folder.parent() else { return Ok(()) };
+        for entry in fs::read_dir(bpffs).map_err(failed(bpffs))? {
+            let folder = entry.map_err(failed(bpffs))?.path();
+            if folder == self.folder || !is_layout(&folder) {
+                continue;
+            }
+            let lock = File::open(&folder).map_err(failed(&folder))?;
+            if lock.try_lock().is_err() {
+                tracing::warn!(
+                    pins = %folder.display(),
+                    "an agent of another version is running and judges this node's packets as well; end one of the two"
+                );
+                continue;
+            }
+            let links = folder.join(LINKS);
+            programs::detach(&links, ifindex)?;
+            if programs::attached(&links)?.is_empty() {
+                remove_all(&folder)?;
+                tracing::info!(pins = %folder.display(), "the last device was taken over from an agent of another layout");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Only what has our shape: `v<layout>` with links inside.
+fn is_layout(folder: &Path) -> bool {
+    let name = folder.file_name().map(|name| name.to_string_lossy().starts_with('v'));
+    name == Some(true) && folder.join(LINKS).is_dir()
+}
+
 /// What agents of any layout left pinned in a bpffs folder, locked against every agent.
 #[derive(Debug)]
 pub(crate) struct Leftovers {
@@ -86,11 +121,7 @@ impl Leftovers {
         };
         for entry in entries.into_iter().flatten() {
             let folder = entry.map_err(failed(bpffs))?.path();
-            // Only what has our shape: `v<layout>` with links inside.
-            let ours = folder
-                .file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with('v'));
-            if !ours || !folder.join(LINKS).is_dir() {
+            if !is_layout(&folder) {
                 continue;
             }
             let lock = File::open(&folder).map_err(failed(&folder))?;
@@ -109,28 +140,11 @@ impl Leftovers {
     /// Removes every pin: a link without one lets go of its device, and a map that no program holds is gone. Gives the
     /// number of devices that were judged, and of pins.
     pub(crate) fn remove(self) -> Result<(usize, usize), KernelError> {
-        let failed = |path: &Path| {
-            let path = path.to_path_buf();
-            move |source| KernelError::Pin { path, source }
-        };
         let (mut devices, mut pins) = (0, 0);
         for (folder, _) in &self.folders {
-            let links = folder.join(LINKS);
-            devices += programs::attached(&links)?.len();
-            let (uplinks, their_pins) = uplink::remove(folder)?;
-            devices += uplinks;
+            let (their_devices, their_pins) = remove_all(folder)?;
+            devices += their_devices;
             pins += their_pins;
-            // Links first: a program never runs without the maps' names being there for who looks.
-            for place in [&links, folder] {
-                for entry in fs::read_dir(place).map_err(failed(place))? {
-                    let path = entry.map_err(failed(place))?.path();
-                    if !path.is_dir() {
-                        fs::remove_file(&path).map_err(failed(&path))?;
-                        pins += 1;
-                    }
-                }
-                fs::remove_dir(place).map_err(failed(place))?;
-            }
         }
         match fs::remove_dir(&self.bpffs) {
             Err(error) if error.kind() == ErrorKind::ResourceBusy => unmount(&self.bpffs)?,
@@ -139,6 +153,30 @@ impl Leftovers {
         }
         Ok((devices, pins))
     }
+}
+
+/// Removes every pin in a layout's folder, and the folder; the number of devices that were judged, and of pins.
+fn remove_all(folder: &Path) -> Result<(usize, usize), KernelError> {
+    let links = folder.join(LINKS);
+    let devices = programs::attached(&links)?.len();
+    let (uplinks, mut pins) = uplink::remove(folder)?;
+    // Links first: a program never runs without the maps' names being there for who looks.
+    for place in [links.as_path(), folder] {
+        for entry in fs::read_dir(place).map_err(failed(place))? {
+            let path = entry.map_err(failed(place))?.path();
+            if !path.is_dir() {
+                fs::remove_file(&path).map_err(failed(&path))?;
+                pins += 1;
+            }
+        }
+        fs::remove_dir(place).map_err(failed(place))?;
+    }
+    Ok((devices + uplinks, pins))
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> KernelError + use<> {
+    let path = path.to_path_buf();
+    move |source| KernelError::Pin { path, source }
 }
 
 /// Takes a bpffs of our own away, with its folder.

@@ -259,9 +259,11 @@ impl Kernel {
         self.found_pins
     }
 
-    /// Puts our programs on a device, or the new ones in place of the old.
+    /// Puts our programs on a device, or the new ones in place of the old. Those of an agent with another layout, whose maps cannot be
+    /// read, go when ours are there.
     pub fn attach(&self, ifindex: u32) -> Result<(), KernelError> {
-        self.programs.attach(&self.pins.links, ifindex)
+        self.programs.attach(&self.pins.links, ifindex)?;
+        self.pins.succeed(ifindex)
     }
 
     /// Takes our programs off a device, or forgets one that is gone.
