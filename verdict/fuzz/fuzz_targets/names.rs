@@ -21,15 +21,19 @@ use bulkhead_verdict::{
 };
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| {
-    let [net, _] = nets();
-    let maps = named().in_memory(|device| device);
-    let slice = |bytes, ifindex| Slice {
+/// A frame at a pod's device.
+fn slice(bytes: &[u8], ifindex: u32) -> Slice<'_> {
+    Slice {
         bytes,
         ifindex,
         socket: false,
         tagged: false,
-    };
+    }
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let [net, _] = nets();
+    let maps = named().in_memory(|device| device);
     let query = Message::query(7, "api.example.com", dns::A);
     let first = query.in_frame(by_a(&net, net.c).udp(40_001, 53));
     assert!(maps.decide(Hook::FromPod, &slice(&first, A)).reason.passes());
