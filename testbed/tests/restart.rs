@@ -276,7 +276,7 @@ fn an_agent_of_another_layout_takes_over() {
         .apply("shop.yaml", &example("03-three-tier-shop.yaml").unwrap())
         .unwrap();
     let at = |pod: &str, ipv6, port| SocketAddr::new(net.pod(pod).address(ipv6), port).to_string();
-    let mut held = peer(&net, "client", "hold", &["hold", "--to", &at("web", false, 8080)]);
+    let held = peer(&net, "client", "hold", &["hold", "--to", &at("web", false, 8080)]);
     assert!(held.line(SOON).unwrap().contains("alive"));
     let mut load = peer(
         &net,
@@ -288,7 +288,15 @@ fn an_agent_of_another_layout_takes_over() {
         &net,
         "intruder",
         "denied",
-        &["load", "--to", &at("db", true, 5432), "--rate", "50", "--timeout-ms", "300"],
+        &[
+            "load",
+            "--to",
+            &at("db", true, 5432),
+            "--rate",
+            "50",
+            "--timeout-ms",
+            "300",
+        ],
     );
     for node in [0, 1] {
         stack.kill_agent(node).unwrap();
@@ -305,17 +313,29 @@ fn an_agent_of_another_layout_takes_over() {
     thread::sleep(Duration::from_secs(1));
     let load: LoadReport = report(&mut load);
     let denied: LoadReport = report(&mut denied);
-    println!("NOTE: {} connections, {} failed; {} denied attempts, {} passed", load.attempts, load.failed, denied.attempts, denied.ok);
+    println!(
+        "NOTE: {} connections, {} failed; {} denied attempts, {} passed",
+        load.attempts, load.failed, denied.attempts, denied.ok
+    );
     assert!(load.ok > 0 && load.failed == 0, "{load:?}");
     assert_eq!(denied.ok, 0, "{denied:?}");
     assert_eq!(held.try_line(), None, "the connection that was there noticed nothing");
-    assert!(!reaches(&net, "intruder", net.pod("db").address(true), "TCP", 5432, false));
+    assert!(!reaches(
+        &net,
+        "intruder",
+        net.pod("db").address(true),
+        "TCP",
+        5432,
+        false
+    ));
 }
 
 /// Folders of layouts in a bpffs.
 fn layouts(pins: &std::path::Path) -> Vec<String> {
     let entries = std::fs::read_dir(pins).unwrap();
-    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }

@@ -68,7 +68,9 @@ impl Pins {
     /// Takes the programs of agents with another layout off a device that carries ours: until then both judged its packets, so none
     /// was ever unjudged. What judges no device any more is removed whole.
     pub(crate) fn succeed(&self, ifindex: u32) -> Result<(), KernelError> {
-        let Some(bpffs) = self.folder.parent() else { return Ok(()) };
+        let Some(bpffs) = self.folder.parent() else {
+            return Ok(());
+        };
         for entry in fs::read_dir(bpffs).map_err(failed(bpffs))? {
             let folder = entry.map_err(failed(bpffs))?.path();
             if folder == self.folder || !is_layout(&folder) {
@@ -174,7 +176,7 @@ fn remove_all(folder: &Path) -> Result<(usize, usize), KernelError> {
     Ok((devices + uplinks, pins))
 }
 
-fn failed(path: &Path) -> impl FnOnce(io::Error) -> KernelError + use<> {
+fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> KernelError + use<> {
     let path = path.to_path_buf();
     move |source| KernelError::Pin { path, source }
 }
