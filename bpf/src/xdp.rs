@@ -13,7 +13,7 @@ use bulkhead_verdict::{
     layout::{AddressEntry, Counter, NetworkEntry, Word},
     maps::Maps,
     uplink::{
-        Answer, CHALLENGE_MAX, Frame, Headers, Tables, challenge, judge,
+        Answer, CHALLENGE_MAX, Frame, Headers, Tables, challenge, find, judge,
         layout::{
             CELLS, COUNTERS, DROPS, DropEntry, DropKey, ENTRIES, EXCEPTIONS, Hosts, IDENTITIES, KNOWN, MARKS, Prefix,
             PrefixKey, SOURCES, Settings, TARGETS, WIDE, WIDE_MARKS,
@@ -199,6 +199,10 @@ impl Tables for Uplink {
         unsafe { BK_UP_PREFIX.get(key) }.copied()
     }
     #[inline(always)]
+    fn find(&self, address: &Address) -> u8 {
+        (bk_up_find(address) & 0xff) as u8
+    }
+    #[inline(always)]
     fn excepted(&self, address: &Address) -> bool {
         BK_UP_EXCEPT.get(&Key::new(128, *address)).is_some()
     }
@@ -276,6 +280,14 @@ impl Tables for Uplink {
     fn pace(&self) -> Option<Self::Time> {
         shared(BK_UP_PACE.get_ptr_mut(0))
     }
+}
+
+/// The feed an address is of: a global function, for the sake of the verifier.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn bk_up_find(address: *const Address) -> i32 {
+    // SAFETY: the only caller passes a reference. (The verifier does not know that, and wants the pointer compared with null.)
+    unsafe { address.as_ref() }.map_or(0, |address| i32::from(find(&Uplink, address)))
 }
 
 /// Judges one frame.

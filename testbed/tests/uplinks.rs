@@ -287,7 +287,18 @@ fn a_file(mode: &str) {
     bed.says(None, "could not be had: No such file");
     assert!(!bed.echoes(OTHER[0]), "the last good list is in force");
 
-    // Not one packet passes while the agent is dead and while another begins, which has the list from disk alone.
+    survives(&mut bed, mode, &options);
+
+    // Ended, and taken off.
+    bed.stack.end_agent(0).unwrap();
+    assert!(!bed.echoes(OTHER[0]), "it goes on without an agent");
+    bed.cleanup();
+    assert!(!bed.link().contains("xdp"), "{}", bed.link());
+    assert!(bed.echoes(OTHER[0]), "nothing is left");
+}
+
+/// Not one packet of a listed source passes while the agent is dead and while another begins, which has the list from disk.
+fn survives(bed: &mut Bed, mode: &str, options: &[&str]) {
     let (leaked, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
         let watching = scope.spawn(|| {
@@ -312,13 +323,6 @@ fn a_file(mode: &str) {
         assert!(back.is_some() && asked > 3, "{asked} asked");
     });
     assert_eq!(leaked.load(Ordering::Acquire), 0, "passed while the agent was away");
-
-    // Ended, and taken off.
-    bed.stack.end_agent(0).unwrap();
-    assert!(!bed.echoes(OTHER[0]), "it goes on without an agent");
-    bed.cleanup();
-    assert!(!bed.link().contains("xdp"), "{}", bed.link());
-    assert!(bed.echoes(OTHER[0]), "nothing is left");
 }
 
 fn echo_from(net: &Testnet, source: &str) -> bool {
@@ -599,7 +603,7 @@ fn a_flood(mode: &str) {
     let option = if mode == "native" { "native" } else { "auto" };
     bed.start_as(option, mode, &["--guard-syn", "5/s:burst=5"]);
     // Half-open connections of the first flood end.
-    let free = until(Duration::from_secs(120), || {
+    let free = until(Duration::from_mins(2), || {
         bed.connects(BAD[0], Duration::from_secs(1)).then_some(())
     });
     assert!(free.is_some(), "after the flood");
@@ -617,9 +621,7 @@ fn a_flood(mode: &str) {
         bed.asked(None)
     );
     assert_eq!(again, 10, "{mode}: and is known then\n{}", bed.asked(None));
-    while let Some(line) = held.try_line() {
-        panic!("the connection that was there noticed: {line}");
-    }
+    assert_eq!(held.try_line(), None, "the connection that was there noticed nothing");
     let said = bed.asked(None);
     assert!(
         said.contains("syn-challenged") && said.contains("challenge-answered"),

@@ -11,7 +11,7 @@ const DIRECTORY: u32 = 8;
 
 /// The feed an address is of, or 0.
 #[inline(always)]
-pub(super) fn find<T: Tables>(tables: &T, address: &Address) -> u8 {
+pub fn find<T: Tables>(tables: &T, address: &Address) -> u8 {
     if address.is_v4() {
         v4(tables, u32::from_be(address.0[3]))
     } else {

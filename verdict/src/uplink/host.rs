@@ -83,7 +83,7 @@ impl MemTables {
 
     /// The feed an address is of, or 0.
     pub fn find(&self, address: &Address) -> u8 {
-        super::feed::find(self, address)
+        super::find(self, address)
     }
 
     /// What was counted under a number.

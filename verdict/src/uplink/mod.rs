@@ -18,6 +18,7 @@ use zerocopy::FromBytes;
 use self::layout::{DropKey, Prefix, PrefixKey, Settings, flag};
 pub use self::{
     cookie::Cookie,
+    feed::find,
     frame::{CHALLENGE_MAX, Headers, challenge},
 };
 use crate::{
@@ -55,6 +56,15 @@ pub trait Tables {
     fn root(&self, index: u32) -> Prefix;
     /// What is known of a longer IPv6 prefix.
     fn prefix(&self, key: &PrefixKey) -> Option<Prefix>;
+    /// The feed an address is of, or 0. The kernel makes it a function of its own, which its verifier checks once and not
+    /// again for every way that leads on from there.
+    #[inline(always)]
+    fn find(&self, address: &Address) -> u8
+    where
+        Self: Sized,
+    {
+        find(self, address)
+    }
     /// True for an address that no feed may name.
     fn excepted(&self, address: &Address) -> bool;
     /// Who an address is: ADDRESSES.
@@ -122,7 +132,7 @@ fn decide<F: Frame, T: Tables>(frame: &F, tables: &T, settings: &Settings, heade
         return Answer::Next;
     }
     if settings.flags & flag::FEEDS != 0 {
-        let feed = feed::find(tables, &headers.source);
+        let feed = tables.find(&headers.source);
         if feed != 0 && !spared(tables, &headers.source) {
             tables.count_feed(feed, frame.length());
             return taken(frame, tables, headers, Reason::ThreatFeed, feed);
