@@ -1,3 +1,5 @@
+//! Patterns of names: what they match, how they are read, and that the kernel's tables mean the same.
+
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,

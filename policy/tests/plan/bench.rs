@@ -257,9 +257,9 @@ impl Bench {
         };
         let name = |cell: &Cell| self.names.rule(cell.rule).into_owned();
         Told::Rule {
-            passes: enforced.action == action::ALLOW,
+            passes: action::verdict(enforced.action) == Some(action::ALLOW),
             rule: name(&enforced),
-            shadow_drops: shadow.action != action::ALLOW,
+            shadow_drops: action::verdict(shadow.action) != Some(action::ALLOW),
             shadow_rule: name(&shadow),
         }
     }
