@@ -276,7 +276,13 @@ fn an_agent_of_another_layout_takes_over() {
         .apply("shop.yaml", &example("03-three-tier-shop.yaml").unwrap())
         .unwrap();
     let at = |pod: &str, ipv6, port| SocketAddr::new(net.pod(pod).address(ipv6), port).to_string();
-    let held = peer(&net, "client", "hold", &["hold", "--to", &at("web", false, 8080)]);
+    let held = net
+        .peer(
+            &net.pod("client").netns,
+            "hold",
+            &["hold", "--to", &at("web", false, 8080)],
+        )
+        .unwrap();
     assert!(held.line(SOON).unwrap().contains("alive"));
     let mut load = peer(
         &net,
@@ -330,11 +336,12 @@ fn an_agent_of_another_layout_takes_over() {
     ));
 }
 
-/// Folders of layouts in a bpffs.
+/// Folders of layouts in a bpffs; the kernel keeps files of its own beside them.
 fn layouts(pins: &std::path::Path) -> Vec<String> {
-    let entries = std::fs::read_dir(pins).unwrap();
+    let entries = std::fs::read_dir(pins).unwrap().map(Result::unwrap);
     let mut names: Vec<String> = entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().into_string().unwrap())
         .collect();
     names.sort();
     names
