@@ -24,7 +24,7 @@ const SHORTEST: usize = 60;
 /// Packets per run.
 const REPEAT: u32 = 100_000;
 /// New flows per run: each has another source port and leaves an event in the ring, so there cannot be more of them.
-pub(crate) const REPEAT_NEW: u32 = 20_000;
+pub(crate) const REPEAT_NEW: u32 = 8_000;
 
 /// What is measured.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

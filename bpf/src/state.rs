@@ -16,14 +16,16 @@ use bulkhead_verdict::{
         message::REVERSED,
         table::{BucketKey, LearnedBucket, MemberKey, Naming, PatternEntry, PendingBucket},
     },
+    flow::idle::{self, Class},
     layout::{
         ADDRESSES, ALTERNATIVES, ANSWERS, AddressEntry, AddressKey, Alternative, CONFIGS, CONFIRMED, Config, Counter,
         DENIES, DEVICES, DenyEntry, DenyKey, ENDPOINTS, EPOCHS, EVENTS_BYTES, EXPIRIES, EndpointWord, Event, FRAGMENTS,
         Flow, FlowKey, FragmentEntry, FragmentKey, INTERNS, InternEntry, InternKey, LEASES, LeaseKey, NAMES, NETWORKS,
-        NameKey, NetworkEntry, NetworkKey, PEER_EPOCHS, PortSet, RANGES, RULES, Range, RuleKey, STATS, TENTATIVE, Word,
-        stat,
+        NameKey, NetworkEntry, NetworkKey, PEER_EPOCHS, PortSet, QUOTAS, Quota, RANGES, RULES, Range, RuleKey, STATS,
+        TENTATIVE, Word, stat,
     },
     maps::{Hook, Maps},
+    quota,
 };
 
 use crate::{clock, dns};
@@ -62,6 +64,8 @@ static BK_FRAGMENT: LruHashMap<FragmentKey, FragmentEntry, { FRAGMENTS as usize 
 #[btf_map]
 static BK_ANSWER: Array<u64, { ANSWERS as usize }> = Array::new();
 #[btf_map]
+static BK_QUOTA: Array<Quota, { QUOTAS as usize }> = Array::new();
+#[btf_map]
 static BK_DENY: HashMap<DenyKey, DenyEntry, { DENIES as usize }> = HashMap::new();
 #[btf_map]
 static BK_EVENT: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
@@ -85,6 +89,18 @@ static BK_INTERN: HashMap<InternKey, InternEntry, { INTERNS as usize }, ON_DEMAN
 /// The zone the programs serve; the agent sets it before loading.
 #[unsafe(no_mangle)]
 static BK_ZONE: Global<u32> = Global::new(0);
+/// What [`Maps::opening_interval`] gives.
+#[unsafe(no_mangle)]
+static BK_OPENING: Global<u64> = Global::new(quota::INTERVAL);
+/// What [`Maps::idle`] gives for TCP.
+#[unsafe(no_mangle)]
+static BK_IDLE_TCP: Global<u64> = Global::new(idle::TCP);
+/// What it gives for UDP and SCTP.
+#[unsafe(no_mangle)]
+static BK_IDLE_DATAGRAM: Global<u64> = Global::new(idle::DATAGRAM);
+/// What it gives for other protocols.
+#[unsafe(no_mangle)]
+static BK_IDLE_OTHER: Global<u64> = Global::new(idle::OTHER);
 
 /// The working memory.
 #[inline(always)]
@@ -294,6 +310,24 @@ impl Maps for Kernel {
         BK_ANSWER
             .get_ptr(index)
             .map(|word| unsafe { &*word.cast::<Word<u64>>() })
+    }
+
+    #[inline(always)]
+    fn quota(&self, index: u32) -> Option<&Quota> {
+        // SAFETY: an array's element lives as long as the map; its words are made for being written by others.
+        BK_QUOTA.get_ptr(index).map(|quota| unsafe { &*quota })
+    }
+    #[inline(always)]
+    fn opening_interval(&self) -> u64 {
+        BK_OPENING.load()
+    }
+    #[inline(always)]
+    fn idle(&self, class: Class) -> u64 {
+        match class {
+            Class::Tcp => BK_IDLE_TCP.load(),
+            Class::Datagram => BK_IDLE_DATAGRAM.load(),
+            Class::Other => BK_IDLE_OTHER.load(),
+        }
     }
 
     #[inline(always)]

@@ -66,7 +66,7 @@ fn serve(options: options::Agent, log_level: Level) -> Result<()> {
         })?;
     }
     options.uplinks.check()?;
-    let kernel = Kernel::with_uplinks(&options.bpffs, options.uplinks.entries())?;
+    let kernel = Kernel::with_uplinks(&options.bpffs, options.flows.tuning(), options.uplinks.entries())?;
     let listener = server::listen(&options.socket).with_context(|| format!("socket {}", options.socket.display()))?;
     let uplinks = match options.uplinks.entries() {
         Some(_) => Some(Uplinks::new(&options.uplinks, &options.state_dir, kernel.uplink()?)?),
@@ -137,7 +137,7 @@ impl Parts {
             counters: counters.clone(),
             stop: stop.clone(),
         };
-        let reader = flows::Reader::new(ring, maps.clone(), shared);
+        let reader = flows::Reader::new(ring, maps.clone(), options.flows.tuning(), shared);
         let reading = spawn("flows", move || reader.run())?;
         let (changes, notices, stopped) = (LinkChanges::open()?, sync.clone(), stop.clone());
         let watching = spawn("links", move || watch_links(&changes, &notices, &stopped))?;

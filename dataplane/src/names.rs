@@ -142,6 +142,11 @@ impl Names {
         );
     }
 
+    /// What a number stands for, as people read it.
+    pub(crate) fn text(&self, key: InternKey) -> Option<Arc<str>> {
+        self.numbers.get(&key).map(|meaning| meaning.text.clone())
+    }
+
     /// The state that was in force before this agent began: true since ever.
     pub(crate) fn load(&self, state: &State) {
         self.past.clear();

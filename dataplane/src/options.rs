@@ -11,7 +11,13 @@ use bulkhead_proto::log::Format;
 use clap::{Parser, Subcommand};
 
 use crate::{
-    cleanup::Cleanup, cni::install::Installation, gate::StartGate, kernel::Learning, store, stream::Address, tls,
+    cleanup::Cleanup,
+    cni::install::Installation,
+    gate::StartGate,
+    kernel::{Learning, Tuning},
+    store,
+    stream::Address,
+    tls,
     uplink::options::UplinkOptions,
 };
 
@@ -101,6 +107,8 @@ pub(crate) struct Agent {
     #[arg(long)]
     pub(crate) netns: Option<PathBuf>,
     #[command(flatten)]
+    pub(crate) flows: FlowOptions,
+    #[command(flatten)]
     pub(crate) uplinks: UplinkOptions,
     /// Shortest time an address stays known for a name, whatever the answer's TTL says, seconds
     #[arg(long, env = "BULKHEAD_FQDN_MIN_TTL", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=86_400))]
@@ -117,6 +125,46 @@ pub(crate) struct Agent {
 }
 
 const SOCKET: &str = "/run/bulkhead/agent.sock";
+
+/// What of the flow tables can be chosen.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[command(next_help_heading = "Flow tables")]
+pub(crate) struct FlowOptions {
+    /// How long a TCP connection may say nothing before its next packet is a stranger's: 30s, 10m, 2h. A pod that keeps connections
+    /// alive less often than every two hours needs more
+    #[arg(long, value_name = "TIME", env = "BULKHEAD_IDLE_TCP", default_value = "7440s", value_parser = idle)]
+    pub(crate) idle_tcp: Duration,
+    /// The same of UDP and SCTP
+    #[arg(long, value_name = "TIME", env = "BULKHEAD_IDLE_UDP", default_value = "300s", value_parser = idle)]
+    pub(crate) idle_udp: Duration,
+    /// The same of protocols without ports, but ICMP (60s)
+    #[arg(long, value_name = "TIME", env = "BULKHEAD_IDLE_OTHER", default_value = "600s", value_parser = idle)]
+    pub(crate) idle_other: Duration,
+    /// Connections per second that one pod may open without an answer in the long run (8,192 at once); those answered do not
+    /// count. 0 = as many as it likes
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        env = "BULKHEAD_UNANSWERED_PER_SECOND",
+        default_value_t = 4_000
+    )]
+    pub(crate) unanswered_per_second: u32,
+}
+
+impl FlowOptions {
+    /// In the kernel's units.
+    pub(crate) fn tuning(&self) -> Tuning {
+        let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        Tuning {
+            tcp: nanoseconds(self.idle_tcp),
+            datagram: nanoseconds(self.idle_udp),
+            other: nanoseconds(self.idle_other),
+            opening_interval: 1_000_000_000_u64
+                .checked_div(self.unanswered_per_second.into())
+                .map_or(0, |interval| interval.max(1)),
+        }
+    }
+}
 
 /// Where container runtimes look.
 #[derive(Debug, clap::Args)]
@@ -207,6 +255,17 @@ fn numbers(text: &str) -> Result<RangeInclusive<u64>, String> {
     Ok(parse(first)?..=parse(last)?)
 }
 
+/// A time-out. Not so short that connections end between two packets, and not so long that it means nothing.
+fn idle(text: &str) -> Result<Duration, String> {
+    let (least, most) = (Duration::from_secs(10), Duration::from_hours(24 * 30));
+    let time = duration(text)?;
+    if (least..=most).contains(&time) {
+        Ok(time)
+    } else {
+        Err(format!("{text}: not between 10s and 720h"))
+    }
+}
+
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text}: not a number with its unit, as in 30s, 10m or 2h");
     let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
@@ -230,6 +289,21 @@ mod tests {
         assert_eq!(duration("0s"), Ok(Duration::ZERO));
         for text in ["", "10", "m", "-1s", "1d", "10ä"] {
             assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn flows_are_tuned_in_seconds() {
+        let parse = |arguments: &[&str]| {
+            let common = ["bulkhead-agent", "--node", "n"];
+            Options::try_parse_from(common.iter().chain(arguments)).map(|options| options.agent.flows.tuning())
+        };
+        assert_eq!(parse(&[]).unwrap(), Tuning::default());
+        let tuned = parse(&["--idle-tcp", "5h", "--unanswered-per-second", "0"]).unwrap();
+        assert_eq!((tuned.tcp, tuned.opening_interval), (18_000_000_000_000, 0));
+        for wrong in ["9s", "721h", "", "5"] {
+            let error = parse(&["--idle-udp", wrong]).unwrap_err().to_string();
+            assert!(error.contains("--idle-udp"), "{error}");
         }
     }
 

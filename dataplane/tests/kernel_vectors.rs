@@ -7,7 +7,7 @@ mod support;
 
 use bulkhead_verdict::{
     Verdict,
-    vectors::{self, Coverage, HOST_ONLY_REASONS, Step, Vector},
+    vectors::{self, Coverage, HOST_ONLY_REASONS, Step, Vector, generated},
 };
 
 use crate::support::Machine;
@@ -57,6 +57,32 @@ fn the_kernel_judges_as_the_host() {
             reason.name()
         );
     }
+}
+
+/// Thousands of broken packets each time; millions with `BULKHEAD_GENERATED=50000`, the number of seeds, and from
+/// `BULKHEAD_FIRST_SEED` on.
+#[test]
+fn the_kernel_judges_broken_packets_as_the_host() {
+    let mut machine = match Machine::new() {
+        Ok(machine) => machine,
+        Err(why) => {
+            println!("SKIPPED: {why}");
+            return;
+        }
+    };
+    let number = |name, otherwise| std::env::var(name).map_or(otherwise, |text| text.parse::<u64>().unwrap());
+    let (first, count) = (number("BULKHEAD_FIRST_SEED", 0), number("BULKHEAD_GENERATED", 200));
+    let (mut coverage, mut packets) = (Coverage::default(), 0);
+    for seed in first..first + count {
+        let vector = generated::vector(seed);
+        if generated::is_closed(seed) {
+            let judged = vectors::run(&vector, Some(true));
+            let passed = generated::passes_by_accident(&judged);
+            assert!(passed.is_none(), "{}: {passed:02x?}", vector.name);
+        }
+        packets += run(&mut machine, &vector, &mut coverage);
+    }
+    println!("NOTE: {packets} generated packets, kernel and host of one mind");
 }
 
 /// Runs one vector; the number of packets judged.

@@ -17,7 +17,7 @@ pub fn drop_reason(reason: Reason) -> DropReason {
         Reason::MalformedTransport | Reason::UnrelatedError => DropReason::CtTruncatedOrInvalidHeader,
         Reason::ExtensionHeaders => DropReason::InvalidIpv6ExtensionHeader,
         Reason::UnknownEthertype => DropReason::UnsupportedL3Protocol,
-        Reason::FlowTableFull => DropReason::CtMapInsertionFailed,
+        Reason::FlowTableFull | Reason::FlowQuota => DropReason::CtMapInsertionFailed,
         Reason::MalformedEthernet | Reason::MalformedIpv4 | Reason::MalformedIpv6 | Reason::MalformedArp => {
             DropReason::InvalidPacketDropped
         }

@@ -12,6 +12,7 @@ use crate::{
     packet::{Headers, Role, tcp},
     policy::{self, Direction},
     port::protocol,
+    quota,
     reason::Reason,
     record,
 };
@@ -40,7 +41,7 @@ pub(crate) fn by_rules<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut S
     scratch.question.live = 0;
     if let Some(flow) = &found {
         let forward = (flow.initiator_is_low.get() == 1) == scratch.source_is_low;
-        let ended = flow::expired(flow, headers.protocol, scratch.confirmed, now);
+        let ended = flow::expired(flow, headers.protocol, scratch.confirmed, now, |class| maps.idle(class));
         if !ended && !(role == Role::Opens && (!forward || flow::closed(flow))) {
             if !flow::fits(headers, forward) {
                 return Reason::MidStream;
@@ -283,7 +284,13 @@ fn approve(scratch: &Scratch, side: &Side) {
 pub(crate) fn open<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) -> Reason {
     if let Some(old) = find(maps, &scratch.key, &mut scratch.confirmed) {
         record::close(packet, maps, &scratch.key, &old, scratch.hook);
+        if scratch.confirmed {
+            quota::count(maps, quota::charged(&old), false);
+        }
         maps.remove_flow(&scratch.key);
+    }
+    if !quota::take_opening(maps, scratch.record.slot, scratch.moment.now) {
+        return Reason::FlowQuota;
     }
     let forward = scratch.forward;
     let index = flow::side_index(scratch.hook, forward);

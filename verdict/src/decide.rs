@@ -17,7 +17,7 @@ use crate::{
     layout::{Flow, FlowKey, config_flag, event_kind, rule},
     maps::{Hook, Maps, Packet},
     packet::{self, Kind, Role},
-    policy,
+    policy, quota,
     reason::Reason,
     record::{self, NO_EVENT, Outcome, Record},
     related, spoof,
@@ -200,7 +200,9 @@ fn established<M: Maps>(maps: &M, scratch: &mut Scratch, flow: &Flow) -> bool {
         return false;
     };
     if !flow::fits(headers, forward)
-        || flow::expired(flow, headers.protocol, scratch.confirmed, moment.now)
+        || flow::expired(flow, headers.protocol, scratch.confirmed, moment.now, |class| {
+            maps.idle(class)
+        })
         || headers.role == Role::Opens && flow::closed(flow)
     {
         return false;
@@ -221,16 +223,20 @@ fn established<M: Maps>(maps: &M, scratch: &mut Scratch, flow: &Flow) -> bool {
     true
 }
 
-/// Moves a flow to CONFIRMED. The element may have been given to another flow meanwhile; then the copy is of that one,
-/// and goes.
+/// Moves a flow to CONFIRMED, if its endpoint may have one more there. The element may have been given to another flow
+/// meanwhile; then the copy is of that one, and goes.
 #[inline(always)]
 pub(crate) fn promote<M: Maps>(maps: &M, key: &FlowKey, flow: &Flow) {
-    let id = flow.id.get();
-    if maps.confirm(key, flow)
-        && let Some(copy) = maps.confirmed(key)
+    let (id, slot) = (flow.id.get(), quota::charged(flow));
+    if !quota::admits(maps, flow) || !maps.confirm(key, flow) {
+        return;
+    }
+    if let Some(copy) = maps.confirmed(key)
         && copy.id.get() != id
     {
         maps.remove_flow(key);
+    } else {
+        quota::count(maps, slot, true);
     }
 }
 

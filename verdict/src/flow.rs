@@ -4,8 +4,9 @@
 //! own, at its own device, by its own endpoint's rules; a packet passes a device only if that device's side approves.
 //! New flows live in TENTATIVE, where the least recently used one goes first, and move to CONFIRMED, which the kernel
 //! never evicts from, at the first reply. Protocols that may never answer move after [`ONE_WAY_CONFIRM`] packets too;
-//! TCP does not, so nobody can fill CONFIRMED with connections that nobody accepted. Where CONFIRMED is full, a flow
-//! stays tentative, and lives as long as it is used more recently than 65,535 others.
+//! TCP does not, so nobody can fill CONFIRMED with connections that nobody accepted. Where CONFIRMED is full, or the
+//! endpoint has its share of it ([`crate::quota`]), a flow stays tentative, and lives as long as it is used more recently
+//! than 65,535 others.
 
 use crate::{
     layout::{Flow, FlowKey, ONE_WAY_CONFIRM, Side},
@@ -24,7 +25,32 @@ use crate::{
 /// | SCTP | 60 s | 300 s | ten heartbeats |
 /// | ICMP, ICMPv6 | 60 s | 60 s | |
 /// | others | 60 s | 600 s | what Linux gives them |
+///
+/// Those of confirmed TCP, of UDP and SCTP, and of others can be configured: [`Maps::idle`].
 pub mod idle {
+    /// What a time-out is for.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub enum Class {
+        /// Confirmed TCP that is open.
+        Tcp,
+        /// Confirmed UDP and SCTP.
+        Datagram,
+        /// Confirmed flows of other protocols.
+        Other,
+    }
+
+    impl Class {
+        /// The time-out unless configured, nanoseconds.
+        #[must_use]
+        pub const fn default_time(self) -> u64 {
+            match self {
+                Self::Tcp => TCP,
+                Self::Datagram => DATAGRAM,
+                Self::Other => OTHER,
+            }
+        }
+    }
+
     /// Nanoseconds per second.
     const SECOND: u64 = 1_000_000_000;
     /// Any tentative flow; a closed TCP connection; ICMP.
@@ -37,17 +63,17 @@ pub mod idle {
     pub const OTHER: u64 = 600 * SECOND;
 }
 
-/// The idle time-out of a flow (see [`idle`]).
+/// The idle time-out of a flow (see [`idle`]), where `configured` knows those that can be configured.
 #[inline(always)]
-pub const fn idle_timeout(protocol: u8, confirmed: bool, closed: bool) -> u64 {
+pub fn idle_timeout(protocol: u8, confirmed: bool, closed: bool, configured: impl Fn(idle::Class) -> u64) -> u64 {
     if !confirmed || closed {
         return idle::SHORT;
     }
     match protocol {
-        protocol::TCP => idle::TCP,
-        protocol::UDP | protocol::SCTP => idle::DATAGRAM,
+        protocol::TCP => configured(idle::Class::Tcp),
+        protocol::UDP | protocol::SCTP => configured(idle::Class::Datagram),
         protocol::ICMP | protocol::ICMPV6 => idle::SHORT,
-        _ => idle::OTHER,
+        _ => configured(idle::Class::Other),
     }
 }
 
@@ -58,10 +84,10 @@ pub fn closed(flow: &Flow) -> bool {
     (initiator & responder & tcp::FIN) | ((initiator | responder) & tcp::RST) != 0
 }
 
-/// True when the flow was idle for longer than it may be.
+/// True when the flow was idle for longer than it may be; `configured` as for [`idle_timeout`].
 #[inline(always)]
-pub fn expired(flow: &Flow, protocol: u8, confirmed: bool, now: u64) -> bool {
-    now.saturating_sub(flow.last_seen.get()) > idle_timeout(protocol, confirmed, closed(flow))
+pub fn expired(flow: &Flow, protocol: u8, confirmed: bool, now: u64, configured: impl Fn(idle::Class) -> u64) -> bool {
+    now.saturating_sub(flow.last_seen.get()) > idle_timeout(protocol, confirmed, closed(flow), configured)
 }
 
 /// Writes the key of a packet's flow; true when the packet's source is the key's low end.

@@ -22,13 +22,15 @@ use crate::{
         message::{MESSAGE, REVERSED, REVERSED_END},
         table::{BucketKey, LearnedBucket, MemberKey, Naming, PatternEntry, PendingBucket},
     },
+    flow::idle::Class,
     layout::{
         ALTERNATIVES, ANSWERS, AddressEntry, AddressKey, Alternative, CONFIGS, CONFIRMED, Config, Counter, DENIES,
         DenyEntry, DenyKey, ENDPOINTS, EXPIRIES, EndpointWord, Event, Flow, FlowKey, FragmentEntry, FragmentKey,
-        LeaseKey, NameKey, NetworkEntry, NetworkKey, PEER_EPOCHS, PortSet, RANGES, Range, RuleKey, TENTATIVE, Word,
-        stat,
+        LeaseKey, NameKey, NetworkEntry, NetworkKey, PEER_EPOCHS, PortSet, QUOTAS, Quota, RANGES, Range, RuleKey,
+        TENTATIVE, Word, stat,
     },
     maps::{Hook, Maps, Packet},
+    quota,
 };
 
 /// A packet in memory and how it came.
@@ -140,6 +142,8 @@ pub struct Limits {
     pub denies: usize,
     /// Events before the ring is full.
     pub events: usize,
+    /// Time in which an endpoint may open one more flow, nanoseconds; 0 = as many as it likes.
+    pub opening_interval: u64,
 }
 
 impl Default for Limits {
@@ -149,6 +153,7 @@ impl Default for Limits {
             tentative: TENTATIVE as usize,
             denies: DENIES as usize,
             events: 1 << 16,
+            opening_interval: quota::INTERVAL,
         }
     }
 }
@@ -218,6 +223,8 @@ pub struct MemMaps {
     pub opened: Cell<u64>,
     /// ANSWERS, made at the first look.
     answers: OnceCell<Vec<Word<u64>>>,
+    /// QUOTAS, likewise.
+    quotas: OnceCell<Vec<Quota>>,
     /// What an unset element of CONFIG is.
     unset: Config,
 }
@@ -483,6 +490,19 @@ impl Maps for MemMaps {
             .answers
             .get_or_init(|| (0..ANSWERS).map(|_| Word::default()).collect());
         budgets.get(usize::try_from(index).ok()?)
+    }
+
+    fn quota(&self, index: u32) -> Option<&Quota> {
+        let quotas = self
+            .quotas
+            .get_or_init(|| (0..QUOTAS).map(|_| Quota::default()).collect());
+        quotas.get(usize::try_from(index).ok()?)
+    }
+    fn opening_interval(&self) -> u64 {
+        self.limits.opening_interval
+    }
+    fn idle(&self, class: Class) -> u64 {
+        class.default_time()
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentEntry> {

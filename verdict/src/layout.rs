@@ -49,6 +49,8 @@ pub const EXPIRIES: u32 = 4_096;
 pub const NAMES: u32 = 65_536;
 /// Budgets of answers: for each endpoint one per hook, `slot * 2 + hook`.
 pub const ANSWERS: u32 = ENDPOINTS * 2;
+/// Quotas: one for each endpoint slot, and one that counts for all.
+pub const QUOTAS: u32 = ENDPOINTS + 1;
 /// Names behind interned numbers.
 pub const INTERNS: u32 = 524_288;
 /// Counters of STATS: for each hook 256, numbered by reason; the two highest are [`stat::LOST_EVENT`] and
@@ -678,6 +680,17 @@ impl Flow {
         responder.set(0);
     }
 }
+
+/// QUOTAS: what an endpoint has taken of the flow tables (see [`crate::quota`]).
+#[derive(FromBytes, IntoBytes, KnownLayout, Default)]
+#[repr(C)]
+pub struct Quota {
+    /// Until when the budget of unanswered openings is used up, coarse `CLOCK_MONOTONIC` nanoseconds.
+    pub openings: Word<u64>,
+    /// Flows in CONFIRMED.
+    pub confirmed: Word<u64>,
+}
+const _: () = assert!(size_of::<Quota>() == 16);
 
 /// In [`Flow::on_change`]: no rule allows it any more, and it has until the side's deadline to end.
 pub const DRAINING: u8 = 1;

@@ -24,6 +24,7 @@ pub mod maps;
 pub mod packet;
 pub mod policy;
 pub mod port;
+pub mod quota;
 pub mod reason;
 pub mod record;
 mod related;

@@ -13,9 +13,10 @@ use crate::{
         message::{MESSAGE, REVERSED},
         table::{BucketKey, LearnedBucket, MemberKey, Naming, PatternEntry, PendingBucket},
     },
+    flow::idle::Class,
     layout::{
         AddressEntry, Alternative, Config, DenyEntry, DenyKey, EndpointWord, Event, Flow, FlowKey, FragmentEntry,
-        FragmentKey, LeaseKey, NameKey, NetworkEntry, PortSet, Range, RuleKey, Word,
+        FragmentKey, LeaseKey, NameKey, NetworkEntry, PortSet, Quota, Range, RuleKey, Word,
     },
 };
 
@@ -146,6 +147,13 @@ pub trait Maps {
 
     /// ANSWERS: until when the budget is used up, coarse `CLOCK_MONOTONIC`; `None` beyond the end.
     fn answers(&self, index: u32) -> Option<&Word<u64>>;
+
+    /// QUOTAS by endpoint slot, or [`crate::quota::ALL`]; `None` beyond the end.
+    fn quota(&self, index: u32) -> Option<&Quota>;
+    /// Time in which an endpoint may open one more flow in the long run, nanoseconds; 0 = as many as it likes.
+    fn opening_interval(&self) -> u64;
+    /// A time-out that can be configured, nanoseconds.
+    fn idle(&self, class: Class) -> u64;
 
     /// FRAGMENTS.
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentEntry>;

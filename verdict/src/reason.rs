@@ -110,6 +110,8 @@ reasons! {
     FlowTableFull = 117, "flow-table-full";
     /// The action of an alternative is not one this build knows.
     UnknownAction = 118, "unknown-action";
+    /// The endpoint has more flows open that nobody answered than one endpoint may; live flows are untouched.
+    FlowQuota = 119, "flow-quota";
 
     // --- drops: the uplink ------------------------------------------------------------------------------------
     /// The source is in a threat feed.

@@ -45,7 +45,9 @@ pub(crate) fn icmp_error<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut
     let forward = (flow.initiator_is_low.get() == 1) == source_is_low;
     let side = flow::side(&flow, flow::side_index(passed, forward));
     if flow::approved(maps, &scratch.key, side, &scratch.moment).is_none()
-        || flow::expired(&flow, inner.protocol, scratch.confirmed, scratch.moment.now)
+        || flow::expired(&flow, inner.protocol, scratch.confirmed, scratch.moment.now, |class| {
+            maps.idle(class)
+        })
     {
         return Reason::UnrelatedError;
     }

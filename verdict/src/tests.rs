@@ -3,6 +3,7 @@
 mod answers;
 mod names;
 mod properties;
+mod quota;
 mod records;
 mod timers;
 

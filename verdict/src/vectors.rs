@@ -6,6 +6,7 @@
 
 mod answers;
 mod flows;
+pub mod generated;
 pub mod names;
 mod packets;
 mod policies;
@@ -20,7 +21,7 @@ use crate::{
     layout::{
         AddressEntry, AddressKey, Alternative, Config, EndpointWord, LeaseKey, NameKey, PortSet, RuleKey, guard, side,
     },
-    maps::Hook,
+    maps::{Hook, Maps},
     reason::Reason,
     vectors::world::World,
 };
@@ -81,6 +82,8 @@ pub enum Change {
     Expiry(u32, Deadline),
     /// NAMES.
     Name(NameKey, Deadline),
+    /// QUOTAS: an endpoint's openings are used up until then.
+    Openings(u32, Deadline),
     /// EPOCH.
     Epoch(u32),
     /// `PEER_EPOCH` of an address.
@@ -242,6 +245,11 @@ pub fn apply(maps: &mut MemMaps, change: &Change, ifindex: impl Fn(u32) -> u32) 
         Change::Lease(key, deadline) => put(&mut maps.leases, key, deadline.at(boot)),
         Change::Expiry(number, deadline) => put(&mut maps.expiries, number, deadline.at(boot)),
         Change::Name(key, deadline) => put(&mut maps.names, key, deadline.at(boot)),
+        Change::Openings(slot, until) => {
+            if let Some(quota) = maps.quota(slot) {
+                quota.openings.set(until.at(maps.now.get()));
+            }
+        }
         Change::Epoch(epoch) => maps.epoch = epoch,
         Change::PeerEpoch(address, epoch) => put(&mut maps.peer_epochs, address.epoch_slot(), epoch),
         Change::Wait(time) => {

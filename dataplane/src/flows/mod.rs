@@ -5,6 +5,7 @@ mod denies;
 pub(crate) mod history;
 mod loss;
 mod record;
+mod share;
 mod table;
 
 use std::{
@@ -30,11 +31,12 @@ use self::{
     history::{Entry, History, Loss},
     loss::{Gaps, Rising},
     record::{End, Record},
-    table::{Moments, Seen},
+    share::Shares,
+    table::{Ends, Moments, Seen},
 };
 use crate::{
     clock::{self, Wall},
-    kernel::{EventRing, KernelError, Maps},
+    kernel::{EventRing, KernelError, Maps, Tuning},
     names::{DeviceNames, Names},
 };
 
@@ -79,7 +81,9 @@ pub(crate) struct Shared {
 pub(crate) struct Reader {
     ring: EventRing,
     maps: Maps,
+    tuning: Tuning,
     shared: Shared,
+    shares: Shares,
     denies: Denies,
     gaps: Gaps,
     lost_denials: Rising,
@@ -87,11 +91,13 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    pub(crate) fn new(ring: EventRing, maps: Maps, shared: Shared) -> Self {
+    pub(crate) fn new(ring: EventRing, maps: Maps, tuning: Tuning, shared: Shared) -> Self {
         Self {
             ring,
             maps,
+            tuning,
             shared,
+            shares: Shares::default(),
             denies: Denies::default(),
             gaps: Gaps::default(),
             lost_denials: Rising::default(),
@@ -339,7 +345,12 @@ impl Reader {
         self.maps.devices.for_each(|ifindex, _| {
             devices.insert(ifindex);
         })?;
-        let scan = table::scan(&self.maps, moments, &|ifindex| devices.contains(&ifindex))?;
+        let ends = Ends {
+            tuning: self.tuning,
+            has_device: &|ifindex| devices.contains(&ifindex),
+        };
+        let scan = table::scan(&self.maps, moments, ends)?;
+        self.shares.publish(&self.maps, &self.shared.names, &scan)?;
         let counters = &self.shared.counters;
         counters.confirmed.store(u64::from(scan.confirmed), Ordering::Relaxed);
         counters.tentative.store(u64::from(scan.tentative), Ordering::Relaxed);

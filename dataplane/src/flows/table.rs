@@ -1,15 +1,18 @@
 //! The flow tables: which flows are over, and which are long enough for an interval record.
 
+use std::collections::BTreeMap;
+
 use bulkhead_proto::v1::{CloseReason, FlowEvent};
 use bulkhead_verdict::{
     flow::{closed, expired},
     layout::{Flow, FlowKey, Side},
     maps::Hook,
     packet::tcp,
+    quota,
 };
 
 use crate::{
-    kernel::{KernelError, Maps, Table},
+    kernel::{KernelError, Maps, Table, Tuning},
     sync::NO_CPU,
 };
 
@@ -48,6 +51,8 @@ pub(crate) struct Scan {
     pub(crate) records: Vec<Seen>,
     pub(crate) confirmed: u32,
     pub(crate) tentative: u32,
+    /// Flows in CONFIRMED by the slot they count for.
+    pub(crate) shares: BTreeMap<u32, u32>,
 }
 
 /// Moments of a scan and of the one before.
@@ -61,12 +66,19 @@ pub(crate) struct Moments {
     pub(crate) boot_before: u64,
 }
 
-/// Reads both tables, takes out flows that are over and reports them, and long flows once per interval. `has_device` says
-/// whether a device is still an endpoint's.
-pub(crate) fn scan(maps: &Maps, moments: Moments, has_device: &dyn Fn(u32) -> bool) -> Result<Scan, KernelError> {
+/// What decides that a flow is over.
+#[derive(Clone, Copy)]
+pub(crate) struct Ends<'a> {
+    pub(crate) tuning: Tuning,
+    /// Whether a device is still an endpoint's.
+    pub(crate) has_device: &'a dyn Fn(u32) -> bool,
+}
+
+/// Reads both tables, takes out flows that are over and reports them, and long flows once per interval; counts what each endpoint has.
+pub(crate) fn scan(maps: &Maps, moments: Moments, ends: Ends<'_>) -> Result<Scan, KernelError> {
     let mut scan = Scan::default();
-    scan.confirmed = scan_one(&maps.confirmed, true, moments, has_device, &mut scan.records)?;
-    scan.tentative = scan_one(&maps.tentative, false, moments, has_device, &mut scan.records)?;
+    scan.confirmed = scan_one(&maps.confirmed, true, moments, ends, &mut scan)?;
+    scan.tentative = scan_one(&maps.tentative, false, moments, ends, &mut scan)?;
     Ok(scan)
 }
 
@@ -74,30 +86,36 @@ fn scan_one(
     table: &Table<FlowKey, Flow>,
     confirmed: bool,
     moments: Moments,
-    has_device: &dyn Fn(u32) -> bool,
-    records: &mut Vec<Seen>,
+    ends: Ends<'_>,
+    scan: &mut Scan,
 ) -> Result<u32, KernelError> {
     let mut used = 0_u32;
     let mut over = Vec::new();
     table.for_each(|key, flow| {
         used = used.saturating_add(1);
-        if let Some(close) = ended(&key, &flow, confirmed, moments.now, has_device) {
+        if let Some(close) = ended(&key, &flow, confirmed, moments.now, ends) {
             over.push((key, flow.id.get(), close));
-        } else if !silent(&flow) && interval_passed(flow.first_seen.get(), moments) {
-            records.push(Seen::new(FlowEvent::Interval, CloseReason::Unspecified, key, &flow));
+            return;
+        }
+        if confirmed {
+            *scan.shares.entry(quota::charged(&flow)).or_default() += 1;
+        }
+        if !silent(&flow) && interval_passed(flow.first_seen.get(), moments) {
+            scan.records
+                .push(Seen::new(FlowEvent::Interval, CloseReason::Unspecified, key, &flow));
         }
     })?;
     for (key, id, close) in over {
         // Taken out and read in one step: the counters are the last ones.
         let Some(taken) = table.take(&key)? else { continue };
         let flow = &taken.value;
-        if flow.id.get() != id || ended(&key, flow, confirmed, moments.now, has_device).is_none() {
+        if flow.id.get() != id || ended(&key, flow, confirmed, moments.now, ends).is_none() {
             // The tuple was used again since we looked. Its approval is in the element and valid as before.
             table.put_back(&key, &taken)?;
             continue;
         }
         if !silent(flow) {
-            records.push(Seen::new(FlowEvent::Close, close, key, flow));
+            scan.records.push(Seen::new(FlowEvent::Close, close, key, flow));
         }
         used = used.saturating_sub(1);
     }
@@ -110,16 +128,10 @@ fn silent(flow: &Flow) -> bool {
 }
 
 /// Why a flow is over; `None` while it lives.
-fn ended(
-    key: &FlowKey,
-    flow: &Flow,
-    confirmed: bool,
-    now: u64,
-    has_device: &dyn Fn(u32) -> bool,
-) -> Option<CloseReason> {
+fn ended(key: &FlowKey, flow: &Flow, confirmed: bool, now: u64, ends: Ends<'_>) -> Option<CloseReason> {
     let idle = now.saturating_sub(flow.last_seen.get());
     let was_closed = closed(flow);
-    if was_closed && idle > LINGER || expired(flow, key.protocol, confirmed, now) {
+    if was_closed && idle > LINGER || expired(flow, key.protocol, confirmed, now, |class| ends.tuning.idle(class)) {
         let reset = (flow.initiator_flags.get() | flow.responder_flags.get()) & tcp::RST != 0;
         return Some(match (was_closed, reset) {
             (false, _) => CloseReason::Idle,
@@ -127,7 +139,7 @@ fn ended(
             (true, false) => CloseReason::Fin,
         });
     }
-    let gone = |side: &Side| side.ifindex.get() == 0 || !has_device(side.ifindex.get());
+    let gone = |side: &Side| side.ifindex.get() == 0 || !(ends.has_device)(side.ifindex.get());
     flow.sides.iter().all(gone).then_some(CloseReason::EndpointGone)
 }
 
@@ -186,8 +198,13 @@ mod tests {
             protocol: 6,
             ..FlowKey::default()
         };
-        let check =
-            |flow: Flow, now: u64, device: u32| ended(&key, &flow, true, now * SECOND, &|found| found == device);
+        let check = |flow: Flow, now: u64, device: u32| {
+            let ends = Ends {
+                tuning: Tuning::default(),
+                has_device: &|found| found == device,
+            };
+            ended(&key, &flow, true, now * SECOND, ends)
+        };
         assert_eq!(check(flow([tcp::FIN, 0], 0), 11, 7), None, "half-closed lives on");
         assert_eq!(check(flow([tcp::FIN, tcp::FIN], 0), 9, 7), None, "lingers");
         assert_eq!(check(flow([tcp::FIN, tcp::FIN], 0), 11, 7), Some(CloseReason::Fin));

@@ -98,6 +98,9 @@ impl Lab {
         clear(&maps.confirmed)?;
         clear(&maps.tentative)?;
         clear(&maps.denies)?;
+        for slot in 0..maps.quotas.limit() {
+            maps.quotas.set(&slot, &[0; 2])?;
+        }
         self.events();
         Ok(())
     }

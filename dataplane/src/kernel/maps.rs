@@ -37,7 +37,7 @@ pub(super) const fn spec<K, V>(name: &'static str, kind: u32) -> Spec {
 }
 
 /// Every map that is pinned. `BK_SCRATCH` is not: it is working memory, and a new build may want more of it.
-pub(crate) const MAPS: [Spec; 27] = [
+pub(crate) const MAPS: [Spec; 28] = [
     spec::<u32, u32>("BK_DEVICE", map_type::HASH),
     spec::<u32, l::EndpointWord>("BK_ENDPOINT", map_type::ARRAY),
     spec::<u32, l::Config>("BK_CONFIG", map_type::ARRAY),
@@ -53,6 +53,7 @@ pub(crate) const MAPS: [Spec; 27] = [
     spec::<l::FlowKey, l::Flow>("BK_TENTATIVE", map_type::LRU_HASH),
     spec::<l::FragmentKey, l::FragmentEntry>("BK_FRAGMENT", map_type::LRU_HASH),
     spec::<u32, u64>("BK_ANSWER", map_type::ARRAY),
+    spec::<u32, l::Quota>("BK_QUOTA", map_type::ARRAY),
     spec::<l::DenyKey, l::DenyEntry>("BK_DENY", map_type::HASH),
     spec::<(), ()>("BK_EVENT", map_type::RINGBUF),
     spec::<u32, l::Counter>("BK_STATS", map_type::PERCPU_ARRAY),

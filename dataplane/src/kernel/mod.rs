@@ -12,6 +12,7 @@ mod names;
 mod programs;
 mod ring;
 mod sys;
+mod tuning;
 mod uplink;
 pub mod uplink_lab;
 mod writer;
@@ -34,7 +35,7 @@ pub(crate) use self::{
     writer::Writer,
 };
 use self::{bpffs::Pins, maps::NetworkPrefix};
-pub use self::{programs::Programs, writer::Fuse};
+pub use self::{programs::Programs, tuning::Tuning, writer::Fuse};
 
 /// The kernel programs, as built with this crate.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/programs"));
@@ -163,6 +164,8 @@ pub(crate) struct Maps {
     pub(crate) alternatives: Table<u32, l::Alternative>,
     pub(crate) confirmed: Table<l::FlowKey, l::Flow>,
     pub(crate) tentative: Table<l::FlowKey, l::Flow>,
+    /// Openings and flows in CONFIRMED, as in [`l::Quota`].
+    pub(crate) quotas: Table<u32, [u64; 2]>,
     pub(crate) denies: Table<l::DenyKey, l::DenyEntry>,
     pub(crate) stats: Table<u32, l::Counter>,
     pub(crate) epoch: Table<u32, u32>,
@@ -191,6 +194,7 @@ impl Maps {
             alternatives: table(folder, "BK_ALT")?,
             confirmed: table(folder, "BK_CONFIRMED")?,
             tentative: table(folder, "BK_TENTATIVE")?,
+            quotas: table(folder, "BK_QUOTA")?,
             denies: table(folder, "BK_DENY")?,
             stats: table(folder, "BK_STATS")?,
             epoch: table(folder, "BK_EPOCH")?,
@@ -215,20 +219,21 @@ impl Kernel {
     /// Mounts the bpffs if need be, takes the lock, checks the pins that are there, creates the missing ones and loads the
     /// programs. Nothing on any device changes yet.
     pub fn open(bpffs: &Path) -> Result<Self, KernelError> {
-        Self::with_uplinks(bpffs, None)
+        Self::with_uplinks(bpffs, Tuning::default(), None)
     }
 
     /// The same, with room for so many entries of feeds in each of the uplink's hashes; without, whatever an agent left on
     /// uplinks is taken off.
-    pub fn with_uplinks(bpffs: &Path, entries: Option<u32>) -> Result<Self, KernelError> {
-        Self::with_trie(bpffs, entries, 1)
+    pub fn with_uplinks(bpffs: &Path, tuning: Tuning, entries: Option<u32>) -> Result<Self, KernelError> {
+        Self::with_trie(bpffs, tuning, entries, 1)
     }
 
     /// The same, with so many entries in the trie that benchmarks compare with.
-    fn with_trie(bpffs: &Path, entries: Option<u32>, trie: u32) -> Result<Self, KernelError> {
+    fn with_trie(bpffs: &Path, tuning: Tuning, entries: Option<u32>, trie: u32) -> Result<Self, KernelError> {
         let pins = Pins::open(bpffs)?;
         let found_pins = maps::check_pins(&pins.folder)?;
         let mut loader = EbpfLoader::new();
+        tuning.set(&mut loader);
         uplink::prepare(&mut loader, &pins.folder, entries, trie)?;
         for spec in &maps::MAPS {
             loader.map_pin_path(spec.name, pins.folder.join(spec.name));

@@ -14,7 +14,7 @@ use aya::{
 };
 use bulkhead_verdict::uplink::layout::{Settings, flag};
 
-use super::{Kernel, KernelError, Uplink, sys, uplink};
+use super::{Kernel, KernelError, Tuning, Uplink, sys, uplink};
 use crate::uplink::measured::{Held, lines_of};
 
 /// A program that can be run on a frame; each gives it another source first.
@@ -54,7 +54,7 @@ impl UplinkLab {
     /// # Errors
     /// As [`Kernel::open`].
     pub fn open(bpffs: &Path, room: u32) -> Result<Self, KernelError> {
-        let mut kernel = Kernel::with_trie(bpffs, Some(room), room)?;
+        let mut kernel = Kernel::with_trie(bpffs, Tuning::default(), Some(room), room)?;
         for program in Program::ALL {
             uplink::load_one(kernel.programs.object_mut(), program.name())?;
         }

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use bulkhead_dataplane::kernel::{Kernel, KernelError};
+use bulkhead_dataplane::kernel::{Kernel, KernelError, Tuning};
 use bulkhead_verdict::maps::Hook;
 
 use crate::{can_run, world::World};
@@ -81,7 +81,7 @@ fn what_the_verifier_walks_is_known() {
         return;
     }
     let world = World::new(&[]);
-    let kernel = Kernel::with_uplinks(&world.bpffs(), Some(64)).unwrap();
+    let kernel = Kernel::with_uplinks(&world.bpffs(), Tuning::default(), Some(64)).unwrap();
     let count = |hook| kernel.programs().verified_instructions(hook).unwrap();
     let found = [
         ("from_pod", count(Hook::FromPod)),

@@ -232,6 +232,12 @@ impl Machine {
                     .insert(bytes(&key), bytes::<_, 8>(&deadline), 0)
                     .unwrap();
             }
+            Change::Openings(slot, until) => {
+                let quota = [until.at(boot_time()), 0];
+                array!(self, "BK_QUOTA", [u64; 2])
+                    .set(slot, bytes::<_, 16>(&quota), 0)
+                    .unwrap();
+            }
             Change::Epoch(epoch) => array!(self, "BK_EPOCH", u32).set(0, bytes::<_, 4>(&epoch), 0).unwrap(),
             Change::PeerEpoch(address, epoch) => {
                 self.dirty.push(("BK_PEER_EPOCH", address.epoch_slot()));
@@ -295,6 +301,7 @@ impl Machine {
             for budget in [pod * 2, pod * 2 + 1] {
                 array!(self, "BK_ANSWER", u64).set(budget, [0; 8], 0).unwrap();
             }
+            array!(self, "BK_QUOTA", [u64; 2]).set(pod, [0; 16], 0).unwrap();
         }
         self.change(&Change::Epoch(0));
         array!(self, "BK_EPOCH", u32)
@@ -321,7 +328,9 @@ impl Machine {
             "to_pod"
         };
         let program: &mut SchedClassifier = self.object.program_mut(name).unwrap().try_into().unwrap();
-        let result = program.test_run(options).unwrap();
+        let result = program
+            .test_run(options)
+            .unwrap_or_else(|error| panic!("{} bytes {:02x?}: {error}", sent.frame.len(), sent.frame));
         let returned = result.return_value.cast_signed();
         let length = usize::try_from(result.data_size_out).unwrap();
         let scratch = PerCpuArray::<&mut MapData, [u8; size_of::<Scratch>()]>::try_from(

@@ -3,7 +3,11 @@
 use super::{from, maps, only_flow, to};
 use crate::{
     address::Address,
-    flow::{Binding, approval, idle, idle_timeout},
+    flow::{
+        Binding, approval,
+        idle::{self, Class},
+        idle_timeout,
+    },
     host::{MemMaps, Prefix, frame::frame},
     layout::{Alternative, FlowKey, LeaseKey, MAX_ALTERNATIVES, NetworkEntry, guard, identity, side},
     maps::Maps,
@@ -141,10 +145,16 @@ fn fragments_come_soon_or_not_at_all() {
 
 #[test]
 fn time_outs_are_as_documented() {
-    let minutes = |protocol| idle_timeout(protocol, true, false) / (60 * SECOND);
+    let minutes = |protocol| idle_timeout(protocol, true, false, Class::default_time) / (60 * SECOND);
     assert_eq!([6, 17, 132, 1, 58, 47].map(minutes), [124, 5, 5, 1, 1, 10]);
-    assert_eq!(idle_timeout(protocol::TCP, false, false), idle::SHORT);
-    assert_eq!(idle_timeout(protocol::TCP, true, true), idle::SHORT);
+    assert_eq!(
+        idle_timeout(protocol::TCP, false, false, Class::default_time),
+        idle::SHORT
+    );
+    assert_eq!(
+        idle_timeout(protocol::TCP, true, true, Class::default_time),
+        idle::SHORT
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Vectors about flows: replies, revocation, tuple reuse, closing, idle time-outs, mid-stream TCP, adoption.
 
 use super::{
-    Change, Vector,
+    Change, Deadline, Vector,
     world::{
         A, ALLOW_ALL, B, DEFAULT_DENY, EGRESS, INGRESS, Net, Story, World, allow, by_a, by_b, config, deny, nets, who,
     },
@@ -36,7 +36,13 @@ pub(super) fn vectors() -> Vec<Vector> {
             crossing(&net),
             one_way(&net),
         ]);
-        vectors.extend([adoption(&net), adoption_window(&net), idle_timeouts(&net), full(&net)]);
+        vectors.extend([
+            adoption(&net),
+            adoption_window(&net),
+            idle_timeouts(&net),
+            full(&net),
+            quota(&net),
+        ]);
     }
     vectors
 }
@@ -482,4 +488,20 @@ fn full(net: &Net) -> Vector {
         .from(A, by_a(net, net.c).udp(2, 53).build(), Reason::FlowTableFull, ALLOW_ALL)
         .from(A, by_a(net, net.c).udp(1, 53).build(), Reason::Established, ALLOW_ALL)
         .end()
+}
+
+fn quota(net: &Net) -> Vector {
+    let live = by_a(net, net.c).udp(1, 53).build();
+    Story::new(
+        format!("an endpoint's openings are used up, {}", net.name),
+        World::open(),
+    )
+    .from(A, live.clone(), Reason::Allowed, ALLOW_ALL)
+    .change(Change::Openings(A, Deadline::Future))
+    .from(A, by_a(net, net.c).udp(2, 53).build(), Reason::FlowQuota, ALLOW_ALL)
+    .from(A, live, Reason::Established, ALLOW_ALL)
+    .from(B, by_b(net, net.c).udp(2, 53).build(), Reason::Allowed, ALLOW_ALL)
+    .change(Change::Openings(A, Deadline::Past))
+    .from(A, by_a(net, net.c).udp(2, 53).build(), Reason::Allowed, ALLOW_ALL)
+    .end()
 }
