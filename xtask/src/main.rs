@@ -27,6 +27,7 @@ cargo xtask COMMAND
   demo [--keep]           show default deny on real traffic, in namespaces of its own; --keep leaves it running
   test [--tier T] [--list]
                           all tests: unit, kube, kernel, e2e, restart, tidy; --list names tiers that run only when asked for
+  test --soak SECONDS     churn under traffic with agents killed at random, every connection compared with the oracle
   tidy [--no-clippy]      the rules of the tree: layers, sizes, docs, examples, format, lints
   bpf                     build the kernel programs; prints path, size and sha256
   bench [verdict] [--json]

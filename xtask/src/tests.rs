@@ -66,7 +66,19 @@ const TIERS: [Tier; 8] = [
     Tier {
         name: "e2e",
         what: "real TCP, UDP and ICMP between pods in namespaces, compared with simulate and the oracle; root",
-        select: Select::Named(&["bed", "demo", "matrix", "faults", "cni", "rotation"]),
+        select: Select::Named(&[
+            "bed",
+            "demo",
+            "matrix",
+            "faults",
+            "cni",
+            "rotation",
+            "established",
+            "names",
+            "uplinks",
+            "pressure",
+            "soak",
+        ]),
     },
     Tier {
         name: "restart",
@@ -90,6 +102,13 @@ const TIERS: [Tier; 8] = [
     },
 ];
 
+/// The soak alone, for as long as is asked.
+const SOAK: Tier = Tier {
+    name: "soak",
+    what: "policies and labels change and agents are killed, at random, under traffic; root",
+    select: Select::Named(&["soak"]),
+};
+
 /// What a tier did.
 #[derive(Default)]
 pub(crate) struct Outcome {
@@ -106,7 +125,13 @@ pub(crate) struct Outcome {
 pub(crate) fn test(arguments: &mut Arguments) -> Result<ExitCode> {
     let list = arguments.flag("--list");
     let wanted = arguments.value("--tier")?;
+    let soak = arguments.value("--soak")?;
     arguments.done()?;
+    if let Some(seconds) = &soak {
+        let _: u32 = seconds
+            .parse()
+            .with_context(|| format!("--soak {seconds}: not a number of seconds"))?;
+    }
     if list {
         for tier in &TIERS {
             println!("{:<8} {}", tier.name, tier.what);
@@ -117,8 +142,9 @@ pub(crate) fn test(arguments: &mut Arguments) -> Result<ExitCode> {
         .iter()
         .filter(|tier| match wanted.as_deref() {
             Some(name) => name == tier.name,
-            None => !matches!(tier.select, Select::Cluster | Select::Slow(_)),
+            None => soak.is_none() && !matches!(tier.select, Select::Cluster | Select::Slow(_)),
         })
+        .chain(soak.is_some().then_some(&SOAK))
         .collect();
     if tiers.is_empty() {
         bail!(
@@ -132,7 +158,7 @@ pub(crate) fn test(arguments: &mut Arguments) -> Result<ExitCode> {
     for tier in tiers {
         let started = Instant::now();
         println!("{} {}", paint(run::BOLD, tier.name), paint(run::DIM, tier.what));
-        let outcome = run_tier(tier).unwrap_or_else(|error| Outcome {
+        let outcome = run_tier(tier, soak.as_deref()).unwrap_or_else(|error| Outcome {
             failed: vec![format!("{}: {error:#}", tier.name)],
             ..Outcome::default()
         });
@@ -186,7 +212,7 @@ fn print_tier(tier: &Tier, outcome: &Outcome, elapsed: &str) {
     );
 }
 
-fn run_tier(tier: &Tier) -> Result<Outcome> {
+fn run_tier(tier: &Tier, soak: Option<&str>) -> Result<Outcome> {
     let tests = match tier.select {
         Select::Tidy => return tidy::all(true),
         Select::Cluster => return conformance::smoke(),
@@ -208,6 +234,9 @@ fn run_tier(tier: &Tier) -> Result<Outcome> {
     }
     if matches!(tier.select, Select::Slow(_)) {
         command.arg("--ignored");
+    }
+    if let Some(seconds) = soak {
+        command.env("BULKHEAD_SOAK", seconds);
     }
     if matches!(tier.select, Select::Kube(_) | Select::Slow(_))
         && let Some(program) = binaries::api_server()?

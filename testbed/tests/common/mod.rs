@@ -1,6 +1,8 @@
 //! What the end-to-end tests share: the shop of examples/ in namespaces, and probes of everything to everything.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod cases;
+
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use bulkhead_testbed::{
