@@ -69,7 +69,7 @@ impl Bed {
     }
 
     fn folder(&self) -> PathBuf {
-        self.stack.bpffs(0).join(format!("v{LAYOUT}"))
+        self.stack.bpffs(0).join(format!("v{}", LAYOUT.replace('.', "-")))
     }
 
     fn map(&self, name: &str) -> PinnedMap {
