@@ -141,7 +141,9 @@ impl Bed {
         wrong(self);
         self.signal(libc::SIGCONT);
         let noticed = until(SOON, || {
-            (self.metric("bulkhead_agent_drift_found_total", &labels) > found).then_some(())
+            let now = self.metric("bulkhead_agent_drift_found_total", &labels);
+            let all = ["found", "repaired"].map(|name| self.metric(&format!("bulkhead_agent_drift_{name}_total"), ""));
+            (now > found && all[0] == all[1]).then_some(())
         });
         assert!(noticed.is_some(), "{name}: not found after {SOON:?}");
         self.right(&format!("{name}: after the repair"));
