@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use bulkhead_policy::{
     fqdn::{NameTables, Pattern},
-    plan::{MapDump, MapOp, MapWriter as _},
+    plan::{MapDump, MapKind, MapOp, MapWriter as _},
 };
 use bulkhead_verdict::layout::{Flow, FlowKey};
 
-use crate::kernel::{Fuse, Kernel, KernelError, Learning, Writer};
+use crate::kernel::{Fuse, Kernel, KernelError, Learning, Place, Standing, Writer};
 
 /// Maps, and devices that can carry programs.
 pub(crate) trait Ground: Send {
@@ -28,6 +28,20 @@ pub(crate) trait Ground: Send {
     fn detach(&mut self, ifindex: u32) -> Result<(), KernelError>;
     /// Adds a flow that is older than its judge, unless there is one.
     fn add_flow(&mut self, key: &FlowKey, flow: Flow) -> Result<(), KernelError>;
+    /// What the maps hold where a write writes; see `kernel::elements`.
+    fn element(&self, like: &MapOp) -> Result<Option<MapOp>, KernelError>;
+    /// The next elements of a map, and whether they are the last.
+    fn scan(&self, kind: MapKind, place: &mut Place, count: usize) -> Result<(Vec<MapOp>, bool), KernelError>;
+    /// Whether our programs are where they were put on a device.
+    fn standing(&self, ifindex: u32) -> Result<Standing, KernelError>;
+    /// Puts epochs right that are not what was written last; what was found, as text.
+    fn put_epochs_right(&mut self) -> Result<Vec<String>, KernelError> {
+        Ok(Vec::new())
+    }
+    /// What the maps hold beside or instead of these names, as text.
+    fn name_differences(&self, _tables: &NameTables) -> Result<Vec<String>, KernelError> {
+        Ok(Vec::new())
+    }
     /// Adds names that rules are about to ask for.
     fn widen_names(&mut self, _tables: &NameTables) -> Result<(), KernelError> {
         Ok(())
@@ -99,6 +113,26 @@ impl Ground for Machine {
 
     fn add_flow(&mut self, key: &FlowKey, flow: Flow) -> Result<(), KernelError> {
         self.kernel.maps.confirmed.add(key, flow)
+    }
+
+    fn element(&self, like: &MapOp) -> Result<Option<MapOp>, KernelError> {
+        self.kernel.maps.element(like)
+    }
+
+    fn scan(&self, kind: MapKind, place: &mut Place, count: usize) -> Result<(Vec<MapOp>, bool), KernelError> {
+        self.kernel.maps.scan(kind, place, count)
+    }
+
+    fn standing(&self, ifindex: u32) -> Result<Standing, KernelError> {
+        self.kernel.standing(ifindex)
+    }
+
+    fn put_epochs_right(&mut self) -> Result<Vec<String>, KernelError> {
+        self.writer.put_epochs_right()
+    }
+
+    fn name_differences(&self, tables: &NameTables) -> Result<Vec<String>, KernelError> {
+        self.kernel.maps.names.differences(tables, self.learning)
     }
 
     fn widen_names(&mut self, tables: &NameTables) -> Result<(), KernelError> {

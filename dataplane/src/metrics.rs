@@ -15,6 +15,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
+mod drift;
+
+pub(crate) use drift::Drift;
+
 use crate::server::Agent;
 
 /// What is counted where it happens.
@@ -30,6 +34,8 @@ pub(crate) struct Metrics {
     pub(crate) bypasses: Counter,
     /// Open connections that pods had when their devices were attached.
     pub(crate) inherited: Counter,
+    /// Comparisons with the kernel.
+    pub(crate) drift: Drift,
 }
 
 impl Default for Metrics {
@@ -40,6 +46,7 @@ impl Default for Metrics {
             apply: Histogram::new(exponential_buckets(0.000_1, 2.0, 18)),
             bypasses: Counter::default(),
             inherited: Counter::default(),
+            drift: Drift::default(),
         }
     }
 }
@@ -81,6 +88,7 @@ pub(crate) fn text(agent: &Agent) -> Result<String> {
         own.inherited.clone(),
     );
     registry.register("bypasses", "Bypasses begun", own.bypasses.clone());
+    own.drift.register(&mut registry);
     registry.register(
         "apply_seconds",
         "From a revision's arrival to its last map write",

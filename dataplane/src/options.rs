@@ -17,6 +17,7 @@ use crate::{
     kernel::{Learning, Tuning},
     store,
     stream::Address,
+    sync::Pace,
     tls,
     uplink::options::UplinkOptions,
 };
@@ -113,6 +114,12 @@ pub(crate) struct Agent {
     /// Shortest time an address stays known for a name, whatever the answer's TTL says, seconds
     #[arg(long, env = "BULKHEAD_FQDN_MIN_TTL", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=86_400))]
     pub(crate) fqdn_min_ttl: u32,
+    /// Time between two slices of the comparison of the kernel's maps and programs with what they should be, milliseconds; 0 = none
+    #[arg(long, env = "BULKHEAD_DRIFT_INTERVAL_MS", default_value_t = 500, value_parser = clap::value_parser!(u32).range(0..=3_600_000))]
+    pub(crate) drift_interval_ms: u32,
+    /// Elements that a slice of that comparison looks at
+    #[arg(long, env = "BULKHEAD_DRIFT_ENTRIES", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(16..=65_536))]
+    pub(crate) drift_entries: u32,
     /// For tests: answers about names teach nothing
     #[arg(long, hide = true)]
     pub(crate) no_name_learning: bool,
@@ -212,6 +219,14 @@ impl Agent {
         Learning {
             on: !self.no_name_learning,
             min_ttl: self.fqdn_min_ttl,
+        }
+    }
+
+    /// How often the kernel is compared with what it should hold, and how much at once.
+    pub(crate) fn drift(&self) -> Pace {
+        Pace {
+            interval: Duration::from_millis(self.drift_interval_ms.into()),
+            entries: usize::try_from(self.drift_entries).unwrap_or(usize::MAX),
         }
     }
 

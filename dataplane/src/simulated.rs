@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use bulkhead_policy::{
     model::Attachment,
-    plan::{MapDump, MapOp, MapWriter as _},
+    plan::{MapDump, MapKind, MapOp, MapWriter as _},
 };
 use bulkhead_verdict::layout::{Flow, FlowKey};
 use clap::{Args as _, Command, FromArgMatches as _};
@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use crate::{
     endpoints::{Device, Devices, FindError, Link},
     ground::Ground,
-    kernel::KernelError,
+    kernel::{KernelError, Place, Standing},
     metrics::Metrics,
     names::{DeviceNames, Names},
     store::Store,
@@ -183,6 +183,19 @@ impl Ground for Memory {
     fn detach(&mut self, ifindex: u32) -> Result<(), KernelError> {
         self.attached.retain(|attached| *attached != ifindex);
         Ok(())
+    }
+
+    /// Nobody but the sync thread writes here, so nothing is compared.
+    fn element(&self, _like: &MapOp) -> Result<Option<MapOp>, KernelError> {
+        Ok(None)
+    }
+
+    fn scan(&self, _kind: MapKind, _place: &mut Place, _count: usize) -> Result<(Vec<MapOp>, bool), KernelError> {
+        Ok((Vec::new(), true))
+    }
+
+    fn standing(&self, _ifindex: u32) -> Result<Standing, KernelError> {
+        Ok(Standing::NoDevice)
     }
 
     /// Nothing is judged here, so no flow is asked for.

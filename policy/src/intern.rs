@@ -1,6 +1,8 @@
 //! Dense numbers for names. The number is what the kernel knows; the name behind it is kept in the kernel as well
 //! (`NAMES_OF`), so whoever comes back can read what its predecessor wrote.
 
+use std::ops::Bound;
+
 use bulkhead_verdict::layout::InternEntry;
 
 use crate::{digest::Digest, plan::tracked::Tracked};
@@ -102,6 +104,13 @@ impl Interner {
     /// Every number with its name.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Name)> {
         self.names.iter().map(|(number, name)| (*number, name))
+    }
+
+    /// Numbers behind one, with their names.
+    pub(crate) fn behind(&self, after: Option<u32>) -> impl Iterator<Item = (u32, &Name)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let names = self.names.range((from, Bound::Unbounded));
+        names.map(|(number, name)| (*number, name))
     }
 
     /// How many numbers are taken.

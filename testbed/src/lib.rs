@@ -10,6 +10,7 @@ pub mod frame;
 pub mod manifests;
 pub mod namespace;
 pub mod peer;
+pub mod pinned;
 pub mod process;
 pub mod runtime;
 pub mod stack;

@@ -1,4 +1,4 @@
-//! The few system calls that the standard library does not have. The only unsafe code of the crate.
+//! The few system calls that the standard library does not have. With `pinned`, the only unsafe code of the crate.
 #![expect(unsafe_code, reason = "system calls; each block says why it is sound")]
 
 use std::{

@@ -77,6 +77,7 @@ const TIERS: [Tier; 8] = [
             "names",
             "uplinks",
             "pressure",
+            "drift",
             "soak",
         ]),
     },

@@ -61,14 +61,26 @@ impl<K: FromBytes, V: FromBytes> Table<K, V> {
     pub(crate) fn for_each(&self, mut each: impl FnMut(K, V)) -> Result<(), KernelError> {
         let mut token = None;
         let mut chunk = CHUNK;
+        while !self.slice(&mut token, &mut chunk, &mut each)? {}
+        Ok(())
+    }
+
+    /// Calls `each` for at most `chunk` elements from a place on, which moves; `true` with the last ones. What was asked for rises
+    /// where a bucket has more.
+    pub(super) fn slice(
+        &self,
+        token: &mut Option<sys::Token>,
+        chunk: &mut usize,
+        each: &mut impl FnMut(K, V),
+    ) -> Result<bool, KernelError> {
         loop {
-            let mut keys = vec![0_u8; chunk * size_of::<K>()];
-            let mut values = vec![0_u8; chunk * size_of::<V>()];
-            let before = token;
-            let (read, last) = match sys::lookup_batch(self.fd(), &mut token, &mut keys, &mut values, count(chunk)) {
+            let mut keys = vec![0_u8; *chunk * size_of::<K>()];
+            let mut values = vec![0_u8; *chunk * size_of::<V>()];
+            let before = *token;
+            let (read, last) = match sys::lookup_batch(self.fd(), token, &mut keys, &mut values, count(*chunk)) {
                 Ok(read) => read,
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && chunk < CHUNK_MAX => {
-                    (chunk, token) = (chunk * 2, before);
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && *chunk < CHUNK_MAX => {
+                    (*chunk, *token) = (*chunk * 2, before);
                     continue;
                 }
                 Err(error) => return Err(self.error("reading all of")(error)),
@@ -82,9 +94,7 @@ impl<K: FromBytes, V: FromBytes> Table<K, V> {
                 };
                 each(key, value);
             }
-            if last {
-                return Ok(());
-            }
+            return Ok(last);
         }
     }
 }

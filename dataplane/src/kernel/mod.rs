@@ -6,6 +6,7 @@ mod barrier;
 mod batch;
 mod bpffs;
 mod dump;
+mod elements;
 pub mod lab;
 mod maps;
 mod names;
@@ -28,8 +29,10 @@ use thiserror::Error;
 
 pub(crate) use self::{
     bpffs::Leftovers,
+    elements::Place,
     maps::Table,
     names::{Learning, NameMaps},
+    programs::Standing,
     ring::EventRing,
     uplink::{Exception, Mode, Uplink, UplinkMaps},
     writer::Writer,
@@ -274,6 +277,11 @@ impl Kernel {
     /// Takes our programs off a device, or forgets one that is gone.
     pub fn detach(&self, ifindex: u32) -> Result<(), KernelError> {
         programs::detach(&self.pins.links, ifindex)
+    }
+
+    /// Whether our programs are where they were put on a device.
+    pub(crate) fn standing(&self, ifindex: u32) -> Result<Standing, KernelError> {
+        self.programs.standing(&self.pins.links, ifindex)
     }
 
     /// Devices that carry our programs.

@@ -89,14 +89,34 @@ impl NameMaps {
         self.members.remove_all(&gone)
     }
 
+    /// What the maps hold beside or instead of these tables, as text; nothing where they are what [`Self::widen`] and
+    /// [`Self::narrow`] made them.
+    pub(crate) fn differences(&self, tables: &NameTables, learning: Learning) -> Result<Vec<String>, KernelError> {
+        let mut found = Vec::new();
+        let there = self.all_members()?;
+        for member in there.symmetric_difference(&tables.members) {
+            let what = if there.contains(member) { "surplus" } else { "missing" };
+            found.push(format!("MEMBERS: {member:?} is {what}"));
+        }
+        let there = self.all_patterns()?;
+        let names: BTreeSet<&Vec<u8>> = there.keys().chain(tables.patterns.keys()).collect();
+        for name in names {
+            let (is, should) = (there.get(name), tables.patterns.get(name));
+            if is != should {
+                let name = domain(name).unwrap_or_else(|| format!("{name:?}"));
+                found.push(format!("PATTERNS: {name} is {is:?}, not {should:?}"));
+            }
+        }
+        let naming = self.naming.get(&0)?.unwrap_or_default();
+        let on = u32::from(learning.on && !tables.patterns.is_empty());
+        if naming.enabled != on || (on != 0 && naming != wanted_naming(learning)) {
+            found.push(format!("NAMING is {naming:?}"));
+        }
+        Ok(found)
+    }
+
     fn switch(&self, learning: Learning) -> Result<(), KernelError> {
-        let naming = Naming {
-            enabled: u32::from(learning.on),
-            min_ttl: learning.min_ttl,
-            max_ttl: MAX_TTL.max(learning.min_ttl),
-            padding: 0,
-        };
-        self.naming.set(&0, &naming)
+        self.naming.set(&0, &wanted_naming(learning))
     }
 
     /// The patterns an earlier agent wrote: what was learned for them is still there.
@@ -169,6 +189,15 @@ impl NameMaps {
         let mut all = BTreeSet::new();
         self.members.for_each(|key, _| all.extend([key]))?;
         Ok(all)
+    }
+}
+
+fn wanted_naming(learning: Learning) -> Naming {
+    Naming {
+        enabled: u32::from(learning.on),
+        min_ttl: learning.min_ttl,
+        max_ttl: MAX_TTL.max(learning.min_ttl),
+        padding: 0,
     }
 }
 

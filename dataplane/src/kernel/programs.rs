@@ -50,6 +50,23 @@ fn pin(links: &Path, ifindex: u32, hook: Hook) -> PathBuf {
 const CONTEXT_SIZE: usize = 192;
 const IFINDEX_AT: usize = 40;
 
+/// What became of the programs that were put on a device.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Standing {
+    /// The device is gone.
+    NoDevice,
+    /// One of them is not on its hook, or another program is in its link.
+    Missing {
+        /// The first that is not.
+        program: &'static str,
+    },
+    /// Both are there.
+    There {
+        /// Ids of programs of others that run before one of ours, and could let a packet pass unjudged.
+        ahead: Vec<u32>,
+    },
+}
+
 /// The loaded programs.
 #[derive(Debug)]
 pub struct Programs {
@@ -125,6 +142,31 @@ impl Programs {
         options.repeat = repeat;
         let result = self.get(name)?.test_run(options).map_err(failed(name))?;
         Ok((result.return_value.cast_signed(), result.duration))
+    }
+
+    /// Whether both programs are where they were put on a device: by the pinned links, and as the hooks themselves say.
+    pub(crate) fn standing(&self, links: &Path, ifindex: u32) -> Result<Standing, KernelError> {
+        let mut ahead = Vec::new();
+        for hook in HOOKS {
+            let name = program_name(hook);
+            let ours = self.get(name)?.info().map_err(failed(name))?.id();
+            let asking = |source| KernelError::Attach {
+                ifindex,
+                program: name,
+                source,
+            };
+            let Some(chain) = sys::chain(ifindex, place(hook)).map_err(asking)? else {
+                return Ok(Standing::NoDevice);
+            };
+            let link = open_link(&pin(links, ifindex, hook)).map_err(asking)?;
+            let info = link.map(|link| sys::link_info(link.as_fd())).transpose();
+            let held = info.map_err(asking)?.is_some_and(|info| info.ifindex == ifindex);
+            match chain.iter().position(|id| *id == ours) {
+                Some(position) if held => ahead.extend(chain.into_iter().take(position)),
+                _ => return Ok(Standing::Missing { program: name }),
+            }
+        }
+        Ok(Standing::There { ahead })
     }
 
     /// Puts both programs on a device: links that are there are given the new programs in place, missing ones are made

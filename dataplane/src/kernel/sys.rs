@@ -26,6 +26,7 @@ mod command {
     pub(super) const OBJ_PIN: libc::c_int = 6;
     pub(super) const OBJ_GET: libc::c_int = 7;
     pub(super) const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+    pub(super) const PROG_QUERY: libc::c_int = 16;
     pub(super) const MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
     pub(super) const MAP_LOOKUP_BATCH: libc::c_int = 24;
     pub(super) const MAP_UPDATE_BATCH: libc::c_int = 26;
@@ -122,6 +123,22 @@ struct LinkUpdate {
     new_program: u32,
     flags: u32,
     old_program: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    program_ids: u64,
+    count: u32,
+    padding: u32,
+    program_flags: u64,
+    link_ids: u64,
+    link_flags: u64,
+    revision: u64,
 }
 
 /// What the kernel says of a map (the head of `struct bpf_map_info`).
@@ -369,6 +386,31 @@ pub(crate) fn link_create(program: BorrowedFd<'_>, ifindex: u32, attach_type: u3
         ..LinkCreate::default()
     };
     call_for_fd(command::LINK_CREATE, &mut link)
+}
+
+/// Most programs a TCX hook takes (`BPF_MPROG_MAX`).
+const CHAIN_MAX: usize = 64;
+
+/// Ids of the programs on a TCX hook of a device, in the order they run; `None` when there is no such device.
+pub(crate) fn chain(ifindex: u32, attach_type: u32) -> io::Result<Option<Vec<u32>>> {
+    let mut ids = [0_u32; CHAIN_MAX];
+    let mut query = Query {
+        ifindex,
+        attach_type,
+        program_ids: ids.as_mut_ptr().expose_provenance() as u64,
+        count: u32::try_from(CHAIN_MAX).unwrap_or(0),
+        ..Query::default()
+    };
+    match call(command::PROG_QUERY, &mut query) {
+        Ok(_) => {
+            let count = usize::try_from(query.count).unwrap_or(0);
+            Ok(Some(ids.into_iter().take(count).collect()))
+        }
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        // A hook that never had a program.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Some(Vec::new())),
+        Err(error) => Err(error),
+    }
 }
 
 /// Attaches a loaded program to a device's XDP hook, in the mode that the flags say.

@@ -87,13 +87,17 @@ pub(crate) struct Writer {
     /// What `BK_EPOCH` and `BK_PEER_EPOCH` hold; nobody else writes them.
     epoch: u32,
     peer_epochs: Vec<u32>,
+    /// The other element of `BK_EPOCH`.
+    mark: u32,
 }
 
 impl Writer {
     pub(super) fn new(maps: Maps, fuse: Fuse) -> Result<Self, KernelError> {
         let epoch = maps.epoch.get(&0)?.unwrap_or(0);
-        if maps.epoch.get(&1)?.unwrap_or(0) == 0 {
-            maps.epoch.set(&1, &answer_mark())?;
+        let mut mark = maps.epoch.get(&1)?.unwrap_or(0);
+        if mark == 0 {
+            mark = answer_mark();
+            maps.epoch.set(&1, &mark)?;
         }
         let mut peer_epochs = Vec::new();
         maps.peer_epochs.for_each(|_, value| peer_epochs.push(value))?;
@@ -103,6 +107,7 @@ impl Writer {
             fuse,
             epoch,
             peer_epochs,
+            mark,
         })
     }
 
@@ -110,6 +115,37 @@ impl Writer {
     pub(crate) fn raise_epoch(&mut self) -> Result<(), KernelError> {
         self.epoch = self.epoch.wrapping_add(1);
         set(&self.maps.epoch, &[(0, self.epoch)], &mut self.fuse)
+    }
+
+    /// Compares the epochs with what was written last and puts right what differs: past both values, so that no approval of either
+    /// holds. What was found, as text.
+    pub(crate) fn put_epochs_right(&mut self) -> Result<Vec<String>, KernelError> {
+        let mut found = Vec::new();
+        let epoch = self.maps.epoch.get(&0)?.unwrap_or(0);
+        if epoch != self.epoch {
+            found.push(format!("the epoch is {epoch}, not {}", self.epoch));
+            self.epoch = self.epoch.max(epoch);
+        }
+        let mark = self.maps.epoch.get(&1)?.unwrap_or(0);
+        if mark != self.mark {
+            found.push("the mark of answers is another one".to_owned());
+            set(&self.maps.epoch, &[(1, self.mark)], &mut self.fuse)?;
+        }
+        let mut wrong = Vec::new();
+        let written = &mut self.peer_epochs;
+        self.maps.peer_epochs.for_each(|slot, value| {
+            let place = usize::try_from(slot).ok().and_then(|slot| written.get_mut(slot));
+            if let Some(written) = place.filter(|written| **written != value) {
+                found.push(format!("peer epoch {slot} is {value}, not {written}"));
+                *written = value.max(*written);
+                wrong.push(slot);
+            }
+        })?;
+        self.raise_peers(&wrong)?;
+        if !found.is_empty() {
+            self.raise_epoch()?;
+        }
+        Ok(found)
     }
 
     /// Raises peer epochs; a slot that is named twice is raised once, which judges again just as well.

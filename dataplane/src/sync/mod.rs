@@ -6,12 +6,15 @@
 
 mod apply;
 mod bypass;
+mod drift;
 mod inherit;
 mod mirror;
 mod naming;
 mod pods;
 mod report;
+mod sample;
 
+pub(crate) use drift::Pace;
 pub(crate) use inherit::NO_CPU;
 
 use std::{
@@ -38,7 +41,7 @@ use bulkhead_proto::{
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
-use self::{bypass::Bypass, mirror::Mirror, naming::Naming, pods::Waiter};
+use self::{bypass::Bypass, drift::Drift, mirror::Mirror, naming::Naming, pods::Waiter};
 pub(crate) use self::{bypass::BypassError, pods::TOO_MANY};
 use crate::{
     endpoints::{Devices, Endpoints, Pod, Pods},
@@ -163,6 +166,7 @@ pub(crate) struct Sync {
     /// Number of the last flow that was made for a connection older than its judge.
     inherited: u64,
     naming: Naming,
+    drift: Drift,
 }
 
 impl Sync {
@@ -212,6 +216,7 @@ impl Sync {
             bypass: None,
             inherited: inherit::first_id(),
             naming: Naming::default(),
+            drift: Drift::new(Pace::OFF),
         };
         sync.adopt_names()?;
         sync.end_former_bypass();
@@ -223,6 +228,14 @@ impl Sync {
         sync.publish();
         memory::give_back();
         Ok(sync)
+    }
+
+    /// The same, comparing the kernel with what it should hold at a pace.
+    pub(crate) fn watching(self, pace: Pace) -> Self {
+        Self {
+            drift: Drift::new(pace),
+            ..self
+        }
     }
 
     /// Goes on with the state on disk. If that is not possible, what the kernel holds stays in force as it is.
@@ -250,12 +263,14 @@ impl Sync {
     /// The thread's whole life.
     pub(crate) fn run(mut self, inputs: &Receiver<Input>) {
         loop {
+            self.watch_drift();
             let now = Instant::now();
             let ends = [self.broken, self.bypass.as_ref().map(|bypass| bypass.ends)];
-            let next = ends
+            let look = ends
                 .into_iter()
                 .flatten()
                 .fold(self.endpoints.next_look(), Instant::min);
+            let next = self.drift.due().map_or(look, |due| due.min(look));
             match inputs.recv_timeout(next.saturating_duration_since(now)) {
                 Ok(Input::Revision { revision, reply }) => {
                     let large = revision.snapshot;
@@ -279,6 +294,7 @@ impl Sync {
                 }
                 Ok(Input::Describe(reply)) => drop(reply.send(self.describe())),
                 Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) if Instant::now() < look => {}
                 Err(RecvTimeoutError::Timeout) => self.look(false),
             }
         }

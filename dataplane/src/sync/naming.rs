@@ -25,7 +25,7 @@ pub(super) struct Naming {
     /// Patterns the kernel holds, asked for or not.
     former: BTreeSet<Pattern>,
     /// What the kernel holds; `None` = not known.
-    held: Option<NameTables>,
+    pub(super) held: Option<NameTables>,
     /// Devices that may have learned something.
     devices: BTreeSet<u32>,
 }

@@ -26,6 +26,7 @@ mod kernel;
 mod names;
 mod op;
 mod order;
+mod picture;
 mod portset;
 mod read;
 mod rulesets;
@@ -40,6 +41,7 @@ use std::{
 pub use dump::MapDump;
 pub use error::{Capacity, Limits, PlanError, Problem};
 pub use op::{MapOp, MapWriter};
+pub use picture::MapKind;
 pub use read::Names;
 
 use dirty::Dirty;

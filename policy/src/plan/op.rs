@@ -46,6 +46,41 @@ pub enum MapOp {
     Barrier,
 }
 
+impl MapOp {
+    /// The write that takes away what this one wrote; of an array, zero. `None` of what is no element.
+    #[must_use]
+    pub fn removal(&self) -> Option<Self> {
+        Some(match self {
+            Self::Intern(key, _) => Self::RemoveIntern(*key),
+            Self::Alternative(index, _) => Self::Alternative(*index, Alternative::default()),
+            Self::Range(index, _) => Self::Range(*index, Range::default()),
+            Self::Rule(key, _) => Self::RemoveRule(*key),
+            Self::Config(index, _) => Self::Config(*index, Box::default()),
+            Self::Endpoint(slot, _) => Self::Endpoint(*slot, EndpointWord::default()),
+            Self::Device(ifindex, _) => Self::RemoveDevice(*ifindex),
+            Self::Address(key, _) => Self::RemoveAddress(*key),
+            Self::Network(length, key, _) => Self::RemoveNetwork(*length, *key),
+            _ => return None,
+        })
+    }
+
+    /// The map an element is in, as messages and metrics spell it; empty of what is no element.
+    pub fn map(&self) -> &'static str {
+        match self {
+            Self::Intern(..) | Self::RemoveIntern(_) => "NAMES_OF",
+            Self::Alternative(..) => "ALTERNATIVES",
+            Self::Range(..) => "RANGES",
+            Self::Rule(..) | Self::RemoveRule(_) => "RULES",
+            Self::Config(..) => "CONFIG",
+            Self::Endpoint(..) => "ENDPOINT",
+            Self::Device(..) | Self::RemoveDevice(_) => "DEVICES",
+            Self::Address(..) | Self::RemoveAddress(_) => "ADDRESSES",
+            Self::Network(..) | Self::RemoveNetwork(..) => "NETWORKS",
+            Self::PeerEpoch(_) | Self::Epoch | Self::Barrier => "",
+        }
+    }
+}
+
 /// Carries out writes in order.
 pub trait MapWriter {
     /// Why a write failed.

@@ -4,7 +4,7 @@
 //! set (an entry of RULES) counts as one reference; what nobody holds is freed when the plan is final, never earlier,
 //! so within one plan no index gets a second meaning.
 
-use std::sync::Arc;
+use std::{ops::Bound, sync::Arc};
 
 use bulkhead_verdict::{
     layout::{Alternative, MAX_ALTERNATIVES, MAX_SEARCH, PortSet, Range, guard},
@@ -414,6 +414,20 @@ impl Arrays<'_> {
 }
 
 impl PortSets {
+    /// Sets that begin behind an index of RANGES.
+    pub(crate) fn ranges_behind(&self, after: Option<u32>) -> impl Iterator<Item = (u32, &[Range])> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let sets = self.sets.range((from, Bound::Unbounded));
+        sets.map(|(first, stored)| (*first, &*stored.ranges))
+    }
+
+    /// Cells behind an index of ALTERNATIVES.
+    pub(crate) fn alternatives_behind(&self, after: Option<u32>) -> impl Iterator<Item = (u32, Alternative)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let cells = self.alternatives.range((from, Bound::Unbounded));
+        cells.map(|(index, (cell, _))| (*index, *cell))
+    }
+
     /// Indices of RANGES that sets lie in.
     pub(crate) fn ranges_in_use(&self) -> u32 {
         self.sets
