@@ -6,7 +6,7 @@ use bulkhead_policy::{
     fqdn::{NameTables, Pattern},
     plan::{MapDump, MapOp, MapWriter as _},
 };
-use bulkhead_verdict::layout::{Flow, FlowKey};
+use bulkhead_verdict::layout::{Flow, FlowKey, LeaseKey};
 
 use crate::kernel::{Fuse, Kernel, KernelError, Learning, Writer};
 
@@ -28,6 +28,18 @@ pub(crate) trait Ground: Send {
     fn detach(&mut self, ifindex: u32) -> Result<(), KernelError>;
     /// Adds a flow that is older than its judge, unless there is one.
     fn add_flow(&mut self, key: &FlowKey, flow: Flow) -> Result<(), KernelError>;
+    /// The deadlines of leases that the maps hold.
+    fn leases(&self) -> Result<Vec<(LeaseKey, u64)>, KernelError> {
+        Ok(Vec::new())
+    }
+    /// Writes deadlines of leases, `CLOCK_BOOTTIME`.
+    fn set_leases(&mut self, _leases: &[(LeaseKey, u64)]) -> Result<(), KernelError> {
+        Ok(())
+    }
+    /// Takes leases away.
+    fn remove_leases(&mut self, _leases: &[LeaseKey]) -> Result<(), KernelError> {
+        Ok(())
+    }
     /// Adds names that rules are about to ask for.
     fn widen_names(&mut self, _tables: &NameTables) -> Result<(), KernelError> {
         Ok(())
@@ -99,6 +111,23 @@ impl Ground for Machine {
 
     fn add_flow(&mut self, key: &FlowKey, flow: Flow) -> Result<(), KernelError> {
         self.kernel.maps.confirmed.add(key, flow)
+    }
+
+    fn leases(&self) -> Result<Vec<(LeaseKey, u64)>, KernelError> {
+        let mut all = Vec::new();
+        self.kernel
+            .maps
+            .leases
+            .for_each(|key, deadline| all.push((key, deadline)))?;
+        Ok(all)
+    }
+
+    fn set_leases(&mut self, leases: &[(LeaseKey, u64)]) -> Result<(), KernelError> {
+        self.kernel.maps.leases.set_all(leases)
+    }
+
+    fn remove_leases(&mut self, leases: &[LeaseKey]) -> Result<(), KernelError> {
+        self.kernel.maps.leases.remove_all(leases)
     }
 
     fn widen_names(&mut self, tables: &NameTables) -> Result<(), KernelError> {

@@ -7,6 +7,7 @@
 mod apply;
 mod bypass;
 mod inherit;
+mod leasing;
 mod mirror;
 mod naming;
 mod pods;
@@ -38,7 +39,7 @@ use bulkhead_proto::{
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
-use self::{bypass::Bypass, mirror::Mirror, naming::Naming, pods::Waiter};
+use self::{bypass::Bypass, leasing::Leasing, mirror::Mirror, naming::Naming, pods::Waiter};
 pub(crate) use self::{bypass::BypassError, pods::TOO_MANY};
 use crate::{
     endpoints::{Devices, Endpoints, Pod, Pods},
@@ -163,6 +164,7 @@ pub(crate) struct Sync {
     /// Number of the last flow that was made for a connection older than its judge.
     inherited: u64,
     naming: Naming,
+    leasing: Leasing,
 }
 
 impl Sync {
@@ -212,8 +214,10 @@ impl Sync {
             bypass: None,
             inherited: inherit::first_id(),
             naming: Naming::default(),
+            leasing: Leasing::default(),
         };
         sync.adopt_names()?;
+        sync.adopt_leases()?;
         sync.end_former_bypass();
         match sync.store.load() {
             Ok(Some(stored)) => sync.resume(&stored),
@@ -296,6 +300,11 @@ impl Sync {
                 Ok(()) => self.hold(),
                 Err(error) => tracing::warn!("still not in force: {error}"),
             }
+        }
+        if self.planned
+            && let Err(error) = self.write_leases()
+        {
+            tracing::warn!("after the clock was set: {error}");
         }
         match self.refresh(links_changed, now) {
             Ok(()) => {}
