@@ -12,7 +12,7 @@ use std::{
 
 use bulkhead_policy::lease::Deadline;
 use bulkhead_proto::v1::{CloseReason, Flow, FlowEvent};
-use bulkhead_testbed::{Plan, PodPlan, Stack, Testnet, errors, manifests, process::until};
+use bulkhead_testbed::{Plan, PodPlan, Stack, Testnet, manifests, process::until, stack::errors};
 
 use common::{SOON, skipped};
 
@@ -98,7 +98,7 @@ impl Cluster {
         Ok(Live { client, server })
     }
 
-    /// The record of a connection that was cut, on the server's node.
+    /// The record of a packet that a live connection lost because it was revoked, on the server's node.
     fn cut(&self) -> Option<Flow> {
         until(SOON, || {
             let flows = self.stack.agent(1).ok()?.flows(Vec::new()).ok()?;
