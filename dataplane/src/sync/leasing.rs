@@ -132,7 +132,9 @@ impl Sync {
         let keys: Vec<LeaseKey> = gone.iter().copied().map(key).collect();
         let result = self.ground.remove_leases(&keys);
         self.leased(result)?;
-        self.leasing.held.retain(|key, _| leases.contains_key(key));
+        for key in &gone {
+            self.leasing.held.remove(key);
+        }
         let classes: BTreeSet<u32> = gone.iter().map(|(_, class)| *class).collect();
         let state = self.planner.state();
         let endpoints = state.endpoints.values();
