@@ -11,7 +11,7 @@ use std::{
 };
 
 use bulkhead_policy::lease::Deadline;
-use bulkhead_proto::v1::{CloseReason, Flow, FlowEvent};
+use bulkhead_proto::v1::Flow;
 use bulkhead_testbed::{Plan, PodPlan, Stack, Testnet, manifests, process::until, stack::errors};
 
 use common::{SOON, skipped};
@@ -102,8 +102,7 @@ impl Cluster {
     fn cut(&self) -> Option<Flow> {
         until(SOON, || {
             let flows = self.stack.agent(1).ok()?.flows(Vec::new()).ok()?;
-            { flows.into_iter() }
-                .find(|flow| flow.event() == FlowEvent::Close && flow.close_reason() == CloseReason::Revoked)
+            flows.into_iter().find(|flow| flow.reason == "revoked")
         })
     }
 }
