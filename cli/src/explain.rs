@@ -4,14 +4,16 @@
 //! runs. They are two implementations, so where they disagree one of them is wrong, and it is said loudly.
 
 use std::{
+    collections::BTreeSet,
     io::{self, BufWriter, Write},
     path::PathBuf,
     process::ExitCode,
 };
 
 use bulkhead_policy::{
+    lease::Deadline,
     model::{Guard, Mode, Object, Zone},
-    oracle::{self, Explanation},
+    oracle::{self, Explanation, Matches},
     probe::{End, Probe},
     state::Decision,
 };
@@ -126,9 +128,10 @@ fn explain_path(
         port: path.port,
         mode: Mode::Enforce,
     };
-    let ladder = oracle::explain(objects, &probe, &|guard| match guard {
+    let ladder = oracle::explain(objects, &probe, &|direction, guard| match guard {
         Guard::Name(names) => question.name.as_ref().is_some_and(|name| names.has(name)),
-        Guard::Lease { .. } | Guard::Until(_) => true,
+        Guard::Lease { profile, side, negated } => world.lease(&probe, direction, profile, *side).1 != *negated,
+        Guard::Until(_) => true,
     });
     let answer = world.judge(path, question);
     let name = |pod: &Option<_>, what| match pod {
@@ -142,6 +145,9 @@ fn explain_path(
     }
     for explanation in &ladder {
         write!(out, "\n{explanation}")?;
+        for line in leases(world, &probe, explanation) {
+            writeln!(out, "    {line}")?;
+        }
     }
     let mut agrees = true;
     for (direction, said, explained) in ends(&answer, &ladder) {
@@ -156,6 +162,33 @@ fn explain_path(
         }
     }
     Ok(agrees)
+}
+
+/// The leases that a ladder's rules ask for, in words: of which profile, of whose images, until when.
+fn leases(world: &World, probe: &Probe, explanation: &Explanation) -> BTreeSet<String> {
+    let policies = explanation.tiers.iter().flat_map(|tier| &tier.policies);
+    let rules = policies.flat_map(|policy| &policy.rules);
+    let asking = rules.filter(|rule| rule.matches != Matches::No);
+    asking
+        .filter_map(|rule| match &rule.guard {
+            Some((Guard::Lease { profile, side, .. }, _)) => Some((profile, *side)),
+            _ => None,
+        })
+        .map(|(profile, side)| {
+            let (lease, runs) = world.lease(probe, explanation.direction, profile, side);
+            let whose = match &lease.of {
+                Some(pod) => format!("{side} {pod}, image class {:08x}", lease.class),
+                None => format!("{side}, which is no pod"),
+            };
+            let until = match (lease.until, runs) {
+                (None, _) => "there is none: the pod's images do not claim the profile".to_owned(),
+                (Some(until), _) if until == Deadline::ALWAYS => "runs, and does not end by itself".to_owned(),
+                (Some(until), true) => format!("runs until {until}"),
+                (Some(until), false) => format!("is over since {until}"),
+            };
+            format!("lease of profile {profile} for the {whose}: {until}")
+        })
+        .collect()
 }
 
 /// The ends that have a ladder, with what the verdict says of them.

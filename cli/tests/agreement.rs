@@ -100,7 +100,7 @@ proptest! {
                 continue;
             }
             let answer = world.ask(&question).unwrap();
-            let outcome = oracle(&objects, &probe, &|_| true);
+            let outcome = oracle(&objects, &probe, &|_, _| true);
             for (said, expected) in [(&answer.egress, &outcome.egress), (&answer.ingress, &outcome.ingress)] {
                 let said = said.as_ref().map(|end| (end.verdict == Verdict::Allowed, end.rule.clone()));
                 let expected = expected.as_ref().map(|(decision, rule)| (*decision == Decision::Allow, rule.to_string()));

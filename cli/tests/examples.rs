@@ -282,3 +282,39 @@ fn names() {
         assert_eq!(ran.out.contains("which it is not"), !mentioned, "{}", ran.out);
     }
 }
+
+/// Who claims the profile is allowed, who does not is not, and `explain` says until when.
+#[test]
+fn trust_gated() {
+    check(
+        "16-trust-gated.yaml",
+        &[
+            ("shop/api", "shop/db", 5432, "TCP", true),
+            ("shop/api", "shop/db", 5433, "TCP", false),
+            ("shop/web", "shop/db", 5432, "TCP", false),
+            ("shop/client", "shop/db", 5432, "TCP", false),
+        ],
+    );
+    let shop = examples().join("shop");
+    let policy = examples().join("16-trust-gated.yaml");
+    for (from, verdict, runs, until) in [
+        ("shop/api", "allowed", "runs", "runs until 2099-12-31T23:59:59Z"),
+        ("shop/web", "denied", "does not run", "there is none"),
+    ] {
+        let manifests = [
+            "explain",
+            "--manifests",
+            shop.to_str().unwrap(),
+            policy.to_str().unwrap(),
+        ];
+        let question = ["--from", from, "--to", "shop/db", "--port", "5432"];
+        let ran = bulkhead(&[manifests.as_slice(), &question].concat(), "");
+        assert_eq!(ran.status, 0, "{from}: {}{}", ran.out, ran.err);
+        assert!(ran.out.starts_with(verdict), "{from}: {}", ran.out);
+        let rule = format!("the lease of profile production for the peer's images {runs}");
+        assert!(ran.out.contains(&rule), "{from}: {}", ran.out);
+        let lease = format!("lease of profile production for the peer {from}, image class ");
+        let line = ran.out.lines().find(|line| line.contains(&lease)).unwrap();
+        assert!(line.contains(until), "{line}");
+    }
+}

@@ -270,6 +270,7 @@ impl Engine {
             networks,
             rulesets,
             endpoints,
+            leases: _,
         } = self.compiler.state();
         let mut sizes = v1::IndexSizes {
             policies: count(world.policies.len()),

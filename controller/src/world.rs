@@ -123,6 +123,7 @@ impl World {
                 identities: state.identities.clone(),
                 bindings: state.bindings.clone(),
                 networks: state.networks.clone(),
+                leases: state.leases.clone(),
                 ..State::default()
             });
             next.step = Step::kept(&self.shared, shared);
@@ -152,12 +153,15 @@ impl World {
         let names = delta.upserts.iter().map(|resource| match resource {
             Resource::Endpoint(key, _) => Some(Touched::Endpoint(key)),
             Resource::Ruleset(name, ..) | Resource::RulesetEntry(name, ..) => Some(Touched::Ruleset(*name)),
-            Resource::Identity(..) | Resource::Binding(..) | Resource::Network(..) => None,
+            Resource::Identity(..) | Resource::Binding(..) | Resource::Network(..) | Resource::Leases(..) => None,
         });
         let gone = delta.removes.iter().map(|name| match name {
             ResourceName::Endpoint(key) => Some(Touched::Endpoint(key)),
             ResourceName::Ruleset(name) | ResourceName::RulesetEntry(name, _) => Some(Touched::Ruleset(*name)),
-            ResourceName::Identity(_) | ResourceName::Binding(..) | ResourceName::Network(..) => None,
+            ResourceName::Identity(_)
+            | ResourceName::Binding(..)
+            | ResourceName::Network(..)
+            | ResourceName::Leases(_) => None,
         });
         for touched in names.chain(gone).flatten() {
             let key = match touched {
@@ -289,13 +293,16 @@ fn shared_part(delta: &Delta) -> Delta {
     let shared = |resource: &&Resource| {
         matches!(
             resource,
-            Resource::Identity(..) | Resource::Binding(..) | Resource::Network(..)
+            Resource::Identity(..) | Resource::Binding(..) | Resource::Network(..) | Resource::Leases(..)
         )
     };
     let shared_name = |name: &&ResourceName| {
         matches!(
             name,
-            ResourceName::Identity(..) | ResourceName::Binding(..) | ResourceName::Network(..)
+            ResourceName::Identity(..)
+                | ResourceName::Binding(..)
+                | ResourceName::Network(..)
+                | ResourceName::Leases(..)
         )
     };
     Delta {

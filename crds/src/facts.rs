@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::{cidr, read::read_part, report::Report};
 
+mod claims;
 mod pod;
 mod service;
 

@@ -197,6 +197,18 @@ pub(crate) const FQDNS_ALLOW: &str =
 pub(crate) const FQDNS_ALLOW_MESSAGE: &str =
     "fqdns are for Allow rules only: whoever asks another server would not be denied";
 
+/// A lapsed lease must take away, never open: so leases guard what is allowed. A rule has one condition.
+pub(crate) const TRUST_ALLOW: &str = "!has(self.trust) || !has(self.action) || self.action == 'Allow'";
+pub(crate) const TRUST_ALLOW_MESSAGE: &str =
+    "trust is for Allow rules only: what a Deny rule denies would be open when its lease ends";
+pub(crate) const TRUST_OR_FQDNS: &str = "!has(self.trust) || !has(self.to) || !self.to.exists(peer, has(peer.fqdns))";
+pub(crate) const TRUST_OR_FQDNS_MESSAGE: &str = "trust and fqdns are conditions of one rule each: make two rules";
+
+/// Schema of the name of a trust profile.
+pub(crate) fn profile(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "minLength": 1, "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"})
+}
+
 /// Schema of a list of DNS names and wildcards.
 pub(crate) fn fqdns(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "array", "minItems": 1, "maxItems": 100, "x-kubernetes-list-type": "set", "items": {

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 mod lower;
 mod rule;
+mod trust;
 
 pub(crate) use lower::{Kind, lower_value};
 
@@ -214,7 +215,10 @@ pub struct ClusterSegmentSubject {
 /// A rule for what the pods receive.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": schema::NO_FQDNS, "message": schema::NO_FQDNS_MESSAGE}]))]
+#[schemars(extend("x-kubernetes-validations" = [
+    {"rule": schema::NO_FQDNS, "message": schema::NO_FQDNS_MESSAGE},
+    {"rule": schema::TRUST_ALLOW, "message": schema::TRUST_ALLOW_MESSAGE},
+]))]
 pub struct SegmentIngressRule {
     /// A name for people; it is shown wherever the rule decides.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -232,12 +236,19 @@ pub struct SegmentIngressRule {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 25))]
     pub ports: Option<Vec<SegmentPort>>,
+    /// A condition on the images of one end, in Allow rules only: the rule holds while a lease of the profile runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trust: Option<TrustClause>,
 }
 
 /// A rule for what the pods send.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": schema::FQDNS_ALLOW, "message": schema::FQDNS_ALLOW_MESSAGE}]))]
+#[schemars(extend("x-kubernetes-validations" = [
+    {"rule": schema::FQDNS_ALLOW, "message": schema::FQDNS_ALLOW_MESSAGE},
+    {"rule": schema::TRUST_ALLOW, "message": schema::TRUST_ALLOW_MESSAGE},
+    {"rule": schema::TRUST_OR_FQDNS, "message": schema::TRUST_OR_FQDNS_MESSAGE},
+]))]
 pub struct SegmentEgressRule {
     /// A name for people; it is shown wherever the rule decides.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -255,6 +266,33 @@ pub struct SegmentEgressRule {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 25))]
     pub ports: Option<Vec<SegmentPort>>,
+    /// A condition on the images of one end, in Allow rules only: the rule holds while a lease of the profile runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trust: Option<TrustClause>,
+}
+
+/// A condition on images: those that run in the pods of one end satisfy a profile, and the time until which they do is not over. The
+/// time is compared on every packet: when it is over, the rule allows nothing, and the next rule decides.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TrustClause {
+    /// What the images must satisfy. For now a pod says so itself, in its annotation `trust.bulkhead.dev/claims`.
+    #[schemars(schema_with = "schema::profile")]
+    pub profile: String,
+    /// Whose images.
+    #[serde(default)]
+    pub of: TrustOf,
+}
+
+/// Whose images a condition on trust is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum TrustOf {
+    /// The other end's: only a pod has any.
+    #[default]
+    Peer,
+    /// The selected pod's own.
+    Subject,
 }
 
 /// Another end: pods (`namespaceSelector`, `podSelector` and `serviceAccounts`, which hold together), or exactly one of the others.

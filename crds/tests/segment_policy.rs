@@ -212,6 +212,26 @@ fn what_cannot_be_read_never_opens_anything() {
             &["[0] Deny anyone: any port"],
             "spec.ingress: is not a list",
         ),
+        (
+            "ingress: [{trust: {profile: Bad_1}}, {from: [{podSelector: {}}], trust: {profile: ok, of: Subject}}]",
+            &["[1] Allow pods shop/*: any port while subject is ok"],
+            "spec.ingress[0].trust.profile: is \"Bad_1\", which is not the name of a profile",
+        ),
+        (
+            "ingress: [{action: Deny, trust: {profile: ok}}]",
+            &["[0] Deny anyone: any port"],
+            "spec.ingress[0].trust: is for Allow rules only",
+        ),
+        (
+            "ingress: [{trust: {profile: ok, until: never}}]",
+            none,
+            "spec.ingress[0].trust.until: is no field",
+        ),
+        (
+            "egress: [{to: [{fqdns: [a.test]}], trust: {profile: ok}}]",
+            none,
+            "spec.egress[0].trust: stands beside fqdns",
+        ),
         // A head that is not known whole leaves only what denies.
         (
             "expires: never, ingress: [{}, {action: Deny, ports: [{port: 80}]}]",

@@ -51,17 +51,22 @@ impl Wall {
         shift(self.now, self.boot, time)
     }
 
+    /// `CLOCK_BOOTTIME` of a moment on the wall: not later than that moment, as the wall clock was read last.
+    pub(crate) fn to_boot(self, time: u64) -> u64 {
+        shift(self.boot, self.now, time)
+    }
+
     /// Wall time of a `CLOCK_MONOTONIC` moment.
     pub(crate) fn of_monotonic(self, time: u64) -> u64 {
         shift(self.now, self.monotonic, time)
     }
 }
 
-/// `wall` is the wall time of `here`; the wall time of `there` on the same clock.
-fn shift(wall: u64, here: u64, there: u64) -> u64 {
+/// `other` is what another clock says at `here`; what it says at `there`.
+fn shift(other: u64, here: u64, there: u64) -> u64 {
     match here.checked_sub(there) {
-        Some(past) => wall.saturating_sub(past),
-        None => wall.saturating_add(there.saturating_sub(here)),
+        Some(past) => other.saturating_sub(past),
+        None => other.saturating_add(there.saturating_sub(here)),
     }
 }
 
@@ -95,6 +100,8 @@ mod tests {
         assert_eq!(wall.of_boot(400), 9_900);
         assert_eq!(wall.of_boot(501), 10_001);
         assert_eq!(wall.of_monotonic(290), 9_990);
+        assert_eq!(wall.to_boot(10_001), 501);
+        assert_eq!(wall.to_boot(9_000), 0);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use bulkhead_policy::{
     fqdn::{NameTables, Pattern},
     plan::{MapDump, MapKind, MapOp, MapWriter as _},
 };
-use bulkhead_verdict::layout::{Flow, FlowKey};
+use bulkhead_verdict::layout::{Flow, FlowKey, LeaseKey};
 
 use crate::kernel::{Fuse, Kernel, KernelError, Learning, Place, Standing, Writer};
 
@@ -41,6 +41,18 @@ pub(crate) trait Ground: Send {
     /// What the maps hold beside or instead of these names, as text.
     fn name_differences(&self, _tables: &NameTables) -> Result<Vec<String>, KernelError> {
         Ok(Vec::new())
+    }
+    /// The deadlines of leases that the maps hold.
+    fn leases(&self) -> Result<Vec<(LeaseKey, u64)>, KernelError> {
+        Ok(Vec::new())
+    }
+    /// Writes deadlines of leases, `CLOCK_BOOTTIME`.
+    fn set_leases(&mut self, _leases: &[(LeaseKey, u64)]) -> Result<(), KernelError> {
+        Ok(())
+    }
+    /// Takes leases away.
+    fn remove_leases(&mut self, _leases: &[LeaseKey]) -> Result<(), KernelError> {
+        Ok(())
     }
     /// Adds names that rules are about to ask for.
     fn widen_names(&mut self, _tables: &NameTables) -> Result<(), KernelError> {
@@ -133,6 +145,23 @@ impl Ground for Machine {
 
     fn name_differences(&self, tables: &NameTables) -> Result<Vec<String>, KernelError> {
         self.kernel.maps.names.differences(tables, self.learning)
+    }
+
+    fn leases(&self) -> Result<Vec<(LeaseKey, u64)>, KernelError> {
+        let mut all = Vec::new();
+        self.kernel
+            .maps
+            .leases
+            .for_each(|key, deadline| all.push((key, deadline)))?;
+        Ok(all)
+    }
+
+    fn set_leases(&mut self, leases: &[(LeaseKey, u64)]) -> Result<(), KernelError> {
+        self.kernel.maps.leases.set_all(leases)
+    }
+
+    fn remove_leases(&mut self, leases: &[LeaseKey]) -> Result<(), KernelError> {
+        self.kernel.maps.leases.remove_all(leases)
     }
 
     fn widen_names(&mut self, tables: &NameTables) -> Result<(), KernelError> {

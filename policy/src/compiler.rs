@@ -13,6 +13,7 @@ use crate::{
     frontends::Frontends,
     identity::{Bearer, Identities, IdentityId, describe},
     index::{Claimant, Dirty, Index, Place, WorkloadId},
+    lease::Classes,
     model::{
         Direction, EndpointSlice, Event, Labels, NamedPort, Object, ObjectKey, Policy, PolicyKey, Service, Workload,
         WorkloadKey, Zone,
@@ -66,6 +67,7 @@ pub struct Compiler {
     bound: BTreeMap<Place, IdentityId>,
     network_identities: BTreeMap<(Zone, ipnetwork::IpNetwork), IdentityId>,
     endpoints: BTreeMap<WorkloadKey, EndpointParts>,
+    classes: Classes,
     output: Recorder,
     /// Policies written in this step.
     written: BTreeSet<PolicyKey>,
@@ -145,6 +147,7 @@ impl Compiler {
             && self.bound.is_empty()
             && self.network_identities.is_empty()
             && self.endpoints.is_empty()
+            && self.classes.is_empty()
     }
 
     /// Takes events, all of them as one step, and says what they changed.
@@ -189,7 +192,7 @@ impl Compiler {
         match object {
             Object::Namespace(namespace) => self.index.set_namespace(&namespace.name, Some(namespace)),
             Object::Workload(workload) => {
-                drop(self.index.set_workload(&workload.key, Some(Arc::clone(workload))));
+                self.set_workload(&workload.key, Some(workload));
             }
             Object::Node(node) => self.set_node(&node.name, Some(Arc::new(node.clone()))),
             Object::Policy(policy) => self.set_policy(&policy.key, Some(policy)),
@@ -202,12 +205,22 @@ impl Compiler {
     fn delete(&mut self, key: &ObjectKey) {
         match key {
             ObjectKey::Namespace(name) => self.index.set_namespace(name, None),
-            ObjectKey::Workload(key) => drop(self.index.set_workload(key, None)),
+            ObjectKey::Workload(key) => self.set_workload(key, None),
             ObjectKey::Node(name) => self.set_node(name, None),
             ObjectKey::Policy(key) => self.set_policy(key, None),
             ObjectKey::Service(key) => self.set_service(key, None),
             ObjectKey::EndpointSlice(key) => self.set_slice(key, None),
             ObjectKey::AddressGroup(name) => self.references.set_group(name, None),
+        }
+    }
+
+    fn set_workload(&mut self, key: &WorkloadKey, new: Option<&Arc<Workload>>) {
+        // The new claims first: a class that only changes hands is not forgotten in between.
+        if let Some(new) = new {
+            self.classes.add(new.image_class, &new.claims);
+        }
+        if let Some(old) = self.index.set_workload(key, new.cloned()) {
+            self.classes.remove(old.image_class, &old.claims);
         }
     }
 
@@ -311,6 +324,9 @@ impl Compiler {
         let claimed = |place: Place| index.claimants(place).next().is_some();
         let turnover = self.frontends.bind(claimed, &mut self.output);
         self.settle_endpoints(&dirty);
+        for (class, leases) in self.classes.settle() {
+            self.output.set_leases(class, leases);
+        }
 
         let identities = self.identities.settle();
         for id in &identities.born {

@@ -33,6 +33,7 @@ impl Resource {
             Self::Ruleset(digest, ..) => ResourceName::Ruleset(*digest),
             Self::RulesetEntry(digest, peer, _) => ResourceName::RulesetEntry(*digest, *peer),
             Self::Endpoint(key, _) => ResourceName::Endpoint(key.clone()),
+            Self::Leases(class, _) => ResourceName::Leases(*class),
         }
     }
 }
@@ -69,6 +70,10 @@ impl Delta {
         old.endpoints.compare(&new.endpoints, |name, value| match value {
             Some(endpoint) => upserts.push(Resource::Endpoint(name.clone(), endpoint.clone())),
             None => removes.push(ResourceName::Endpoint(name.clone())),
+        });
+        old.leases.compare(&new.leases, |class, value| match value {
+            Some(claims) => upserts.push(Resource::Leases(*class, Arc::clone(claims))),
+            None => removes.push(ResourceName::Leases(*class)),
         });
         delta
     }
@@ -139,6 +144,9 @@ impl State {
         for (key, endpoint) in &self.endpoints {
             visit(Resource::Endpoint(key.clone(), Arc::clone(endpoint)));
         }
+        for (class, claims) in &self.leases {
+            visit(Resource::Leases(*class, Arc::clone(claims)));
+        }
     }
 
     /// Applies a difference: upserts in their order, then removes. Removing what is not there changes nothing.
@@ -180,6 +188,7 @@ impl State {
                 Arc::make_mut(ruleset).entries.insert(peer, ports);
             }
             Resource::Endpoint(key, endpoint) => drop(self.endpoints.insert(key, endpoint)),
+            Resource::Leases(class, claims) => drop(self.leases.insert(class, claims)),
         }
         Ok(())
     }
@@ -198,6 +207,7 @@ impl State {
                 }
             }
             ResourceName::Endpoint(key) => drop(self.endpoints.remove(key)),
+            ResourceName::Leases(class) => drop(self.leases.remove(class)),
         }
     }
 }

@@ -177,7 +177,7 @@ impl fmt::Display for Names {
     }
 }
 
-fn number<'a>(domain: &str, fields: impl IntoIterator<Item = &'a [u8]>) -> u32 {
+pub(crate) fn number<'a>(domain: &str, fields: impl IntoIterator<Item = &'a [u8]>) -> u32 {
     let [a, b, c, d, ..] = Digest::of(domain, fields).0;
     u32::from_be_bytes([a, b, c, d]).max(1)
 }

@@ -18,6 +18,7 @@ mod frontends;
 mod identity;
 mod index;
 pub mod intern;
+pub mod lease;
 pub mod model;
 mod networks;
 #[cfg(any(test, feature = "oracle"))]

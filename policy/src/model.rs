@@ -11,7 +11,10 @@ use std::{
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::fqdn::Names;
+use crate::{
+    fqdn::Names,
+    lease::{Claims, Profile},
+};
 
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
@@ -100,8 +103,10 @@ pub struct Workload {
     pub named_ports: Vec<NamedPort>,
     /// Where its device is.
     pub attachment: Attachment,
-    /// Number of the set of image digests and their posture; 0 until trust is wired in.
+    /// Number of the set of image digests and what is claimed of it; 0 where nothing is. No part of its identity.
     pub image_class: u32,
+    /// The profiles its images satisfy, and until when.
+    pub claims: Claims,
 }
 
 /// Facts about a node.
@@ -310,8 +315,8 @@ pub enum Action {
 pub enum Guard {
     /// A lease of this profile for the image class of one side runs (or, negated, does not).
     Lease {
-        /// Profile number.
-        profile: u32,
+        /// What the images must satisfy.
+        profile: Profile,
         /// Whose image class.
         side: Side,
         /// Holds while the lease does not.
@@ -401,6 +406,15 @@ pub enum Direction {
     Egress,
     /// What the pod receives.
     Ingress,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Subject => "subject",
+            Self::Peer => "peer",
+        })
+    }
 }
 
 impl fmt::Display for Direction {

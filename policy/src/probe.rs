@@ -3,7 +3,7 @@
 use std::{fmt, net::IpAddr};
 
 use crate::{
-    model::{Guard, Mode, RuleName, WorkloadKey, Zone},
+    model::{Direction, Guard, Mode, RuleName, WorkloadKey, Zone},
     state::Decision,
 };
 
@@ -54,8 +54,8 @@ pub struct Probe {
     pub mode: Mode,
 }
 
-/// Which guards hold.
-pub type Holding<'a> = &'a dyn Fn(&Guard) -> bool;
+/// Which guards hold, for the end whose rules of a direction ask.
+pub type Holding<'a> = &'a dyn Fn(Direction, &Guard) -> bool;
 
 /// What the two ends say.
 #[derive(Clone, PartialEq, Eq, Debug)]

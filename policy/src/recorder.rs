@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use crate::{
     digest::Digest,
     index::Place,
+    lease::Claims,
     model::{WorkloadKey, Zone},
     state::{Binding, Delta, Endpoint, Identity, Network, PeerId, PortSet, Resource, ResourceName, Ruleset, State},
     table::Table,
@@ -40,6 +41,11 @@ impl Recorder {
     pub(crate) fn set_endpoint(&mut self, key: &WorkloadKey, value: Option<Endpoint>) {
         self.remember(ResourceName::Endpoint(key.clone()));
         set(&mut self.state.endpoints, key.clone(), value.map(Arc::new));
+    }
+
+    pub(crate) fn set_leases(&mut self, class: u32, value: Option<Arc<Claims>>) {
+        self.remember(ResourceName::Leases(class));
+        set(&mut self.state.leases, class, value);
     }
 
     /// Adds a whole new ruleset, or removes one with its entries.
@@ -103,10 +109,11 @@ impl Recorder {
                 Resource::RulesetEntry(*name, *peer, state.rulesets.get(name)?.entries.get(peer)?.clone())
             }
             ResourceName::Endpoint(key) => Resource::Endpoint(key.clone(), state.endpoints.get(key)?.clone()),
+            ResourceName::Leases(class) => Resource::Leases(*class, state.leases.get(class)?.clone()),
         })
     }
 
-    /// Ends a step: what it changed, in the order of the names (identities first, endpoints last).
+    /// Ends a step: what it changed, in the order of the names (identities first, then what refers to them).
     pub(crate) fn settle(&mut self) -> Delta {
         let mut delta = Delta::default();
         for (name, before) in std::mem::take(&mut self.before) {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     digest::Digest,
+    lease::Claims,
     model::{Attachment, Direction, Guard, Manner, RuleName, WorkloadKey, Zone},
     table::Table,
 };
@@ -164,10 +165,12 @@ pub struct State {
     pub rulesets: Table<Digest, Arc<Ruleset>>,
     /// Endpoints.
     pub endpoints: Table<WorkloadKey, Arc<Endpoint>>,
+    /// Until when the images of a class satisfy which profiles.
+    pub leases: Table<u32, Arc<Claims>>,
 }
 
 impl State {
-    /// The part a node has to know: all identities, bindings and networks, its own endpoints and their rulesets.
+    /// The part a node has to know: all identities, bindings, networks and leases, its own endpoints and their rulesets.
     #[must_use]
     pub fn for_node(&self, node: &str) -> Self {
         let endpoints: Table<_, _> = self
@@ -204,6 +207,8 @@ pub enum ResourceName {
     RulesetEntry(Digest, PeerId),
     /// An endpoint.
     Endpoint(WorkloadKey),
+    /// The leases of an image class.
+    Leases(u32),
 }
 
 /// A resource of a state.
@@ -221,6 +226,8 @@ pub enum Resource {
     RulesetEntry(Digest, PeerId, Arc<PortSet>),
     /// An endpoint.
     Endpoint(WorkloadKey, Arc<Endpoint>),
+    /// The leases of an image class.
+    Leases(u32, Arc<Claims>),
 }
 
 /// The difference between two states. Removing a ruleset removes its entries.

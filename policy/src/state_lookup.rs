@@ -36,7 +36,7 @@ pub fn evaluate(state: &State, probe: &Probe, holding: Holding<'_>) -> Outcome {
             Mode::Shadow if !range.shadow.is_empty() => &range.shadow,
             Mode::Shadow | Mode::Enforce => &range.enforce,
         };
-        decide(list, holding)
+        decide(list, direction, holding)
     };
     Outcome {
         egress: from.and_then(|endpoint| judge(endpoint, Direction::Egress)),
@@ -98,9 +98,10 @@ pub fn range(ports: &PortSet, position: Position) -> Option<&Range> {
 }
 
 /// The first alternative whose guard holds.
-fn decide(list: &[Alternative], holding: Holding<'_>) -> Option<(Decision, RuleName)> {
+fn decide(list: &[Alternative], direction: Direction, holding: Holding<'_>) -> Option<(Decision, RuleName)> {
+    let holds = |guard: &_| holding(direction, guard);
     let first = list
         .iter()
-        .find(|alternative| alternative.guard.as_ref().is_none_or(holding))?;
+        .find(|alternative| alternative.guard.as_ref().is_none_or(holds))?;
     Some((first.decision, first.rule.clone()))
 }

@@ -2,8 +2,9 @@
 
 use bulkhead_policy::{
     compiler::Compiler,
-    model::{Object, RuleName},
-    oracle::oracle,
+    lease::Lease,
+    model::{Guard, Object, RuleName},
+    oracle::{lease, oracle},
     state_lookup::evaluate,
     testing::{Draw, cluster, draw, times},
 };
@@ -12,9 +13,21 @@ use proptest::{collection::vec, prelude::*};
 fn agrees(objects: &[Object], compiler: &Compiler, draw: &Draw) -> Result<(), TestCaseError> {
     let probe = draw.probe(objects);
     let holding = draw.holding(objects);
-    let guards = |guard: &_| holding.contains(guard);
-    let compiled = evaluate(compiler.state(), &probe, &guards);
-    let expected = oracle(objects, &probe, &guards);
+    let now = draw.now();
+    let state = compiler.state();
+    let compiled = evaluate(state, &probe, &|direction, guard| match guard {
+        Guard::Lease { profile, side, negated } => {
+            Lease::of(state, &probe, direction, profile, *side).runs(now) != *negated
+        }
+        guard => holding.contains(guard),
+    });
+    let expected = oracle(objects, &probe, &|direction, guard| match guard {
+        Guard::Lease { profile, side, negated } => {
+            let until = lease(objects, &probe, direction, profile, *side);
+            until.is_some_and(|until| until.runs(now)) != *negated
+        }
+        guard => holding.contains(guard),
+    });
     prop_assert_eq!(
         &compiled,
         &expected,
@@ -52,7 +65,7 @@ fn random_connections_reach_every_kind_of_decision() {
         for _ in 0..20 {
             let draw = draw().new_tree(&mut runner).expect("a connection").current();
             let holding = draw.holding(&objects);
-            let outcome = evaluate(compiler.state(), &draw.probe(&objects), &|guard| {
+            let outcome = evaluate(compiler.state(), &draw.probe(&objects), &|_, guard| {
                 holding.contains(guard)
             });
             for (decision, rule) in [outcome.egress, outcome.ingress].into_iter().flatten() {

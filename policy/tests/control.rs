@@ -31,6 +31,7 @@ fn pod(namespace: &str, name: &str, service_account: &str, address: &str) -> Wor
         named_ports: Vec::new(),
         attachment: Attachment::default(),
         image_class: 0,
+        claims: Default::default(),
     }
 }
 
@@ -105,7 +106,7 @@ fn no_policy_cuts_the_control_plane_off_and_the_linter_says_so() {
             port: 4433,
             mode: Mode::Enforce,
         };
-        let outcome = evaluate(compiler.state(), &probe, &|_| true);
+        let outcome = evaluate(compiler.state(), &probe, &|_, _| true);
         let (decision, rule) = match direction {
             Direction::Egress => outcome.egress,
             Direction::Ingress => outcome.ingress,

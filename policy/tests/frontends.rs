@@ -93,7 +93,7 @@ fn verdict(
         port,
         mode,
     };
-    evaluate(state, &probe, &|_| true).egress
+    evaluate(state, &probe, &|_, _| true).egress
 }
 
 proptest! {
@@ -149,6 +149,7 @@ fn pod(name: &str, app: &str, address: &str) -> Object {
         named_ports: Vec::new(),
         attachment: Attachment::default(),
         image_class: 0,
+        claims: Default::default(),
     }))
 }
 

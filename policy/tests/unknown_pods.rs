@@ -44,7 +44,7 @@ fn is_unknown(compiler: &Compiler, probe: &Probe, address: std::net::IpAddr) -> 
 fn sound(objects: &[Object], compiler: &Compiler, draw: &Draw) -> Result<u32, TestCaseError> {
     let probe = draw.probe(objects);
     let holding = draw.holding(objects);
-    let guards = |guard: &_| holding.contains(guard);
+    let guards = |_, guard: &_| holding.contains(guard);
     let Some(subject) = probe.from.workload.clone() else {
         return Ok(0);
     };

@@ -107,5 +107,6 @@ fn find(state: &State, name: &ResourceName) -> Option<Resource> {
             Resource::RulesetEntry(*name, *peer, Arc::clone(state.rulesets.get(name)?.entries.get(peer)?))
         }
         ResourceName::Endpoint(key) => Resource::Endpoint(key.clone(), state.endpoints.get(key)?.clone()),
+        ResourceName::Leases(class) => Resource::Leases(*class, Arc::clone(state.leases.get(class)?)),
     })
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bulkhead_policy::{
+    lease::{LeaseTables, asked},
     model::WorkloadKey,
     plan::{Limits, LocalEndpoint, LocalEndpoints, MapWriter as _, Names, PlanError, Planner},
     state::State,
@@ -15,7 +16,7 @@ use bulkhead_policy::{
 };
 use bulkhead_verdict::{
     host::{MemMaps, Probe},
-    layout::NameKey,
+    layout::{LeaseKey, NameKey},
     maps::Hook,
 };
 use thiserror::Error;
@@ -61,14 +62,15 @@ pub(super) struct Nodes {
 
 impl Nodes {
     /// Puts all endpoints on as few nodes as hold them. Which node a pod is on makes no difference to what its rules say, so
-    /// pods that are not scheduled can be asked for too, and a cluster of small nodes costs one set of maps.
-    pub(super) fn new(state: &State) -> Result<Self, WorldError> {
+    /// pods that are not scheduled can be asked for too, and a cluster of small nodes costs one set of maps. Leases are as they are
+    /// at `now`, wall nanoseconds.
+    pub(super) fn new(state: &State, now: u64) -> Result<Self, WorldError> {
         let mut nodes = Self::default();
         let limits = Limits::default();
         let mut rest = share_out(state, limits);
         rest.reverse();
         while let Some(mut part) = rest.pop() {
-            match node(state, &part, limits) {
+            match node(state, &part, limits, now) {
                 Ok(node) => nodes.add(node, &part),
                 // The node does not hold them all: two nodes do, or say which pod alone is too much.
                 Err(PlanError::Capacity(_)) if part.len() > 1 => {
@@ -153,7 +155,7 @@ fn share_out(state: &State, limits: Limits) -> Vec<Vec<&WorkloadKey>> {
 }
 
 /// A node that has these pods.
-fn node(state: &State, pods: &[&WorkloadKey], limits: Limits) -> Result<Node, PlanError> {
+fn node(state: &State, pods: &[&WorkloadKey], limits: Limits, now: u64) -> Result<Node, PlanError> {
     let mut local = LocalEndpoints::new();
     for (ifindex, pod) in (1u32..).zip(pods) {
         let [_, a, b, c] = ifindex.to_be_bytes();
@@ -180,6 +182,7 @@ fn node(state: &State, pods: &[&WorkloadKey], limits: Limits) -> Result<Node, Pl
         identities: state.identities.clone(),
         bindings: state.bindings.clone(),
         networks: state.networks.clone(),
+        leases: state.leases.clone(),
         endpoints,
     };
     let ops = Planner::new("simulate", limits).plan(&part, &local)?;
@@ -188,6 +191,13 @@ fn node(state: &State, pods: &[&WorkloadKey], limits: Limits) -> Result<Node, Pl
         names.observe(op);
     }
     maps.apply(&ops).unwrap_or_else(|never: Infallible| match never {});
+    // The maps' own clock stands still at the moment that is asked about.
+    let asked = part.rulesets.values().flat_map(|ruleset| asked(ruleset)).collect();
+    let leases = LeaseTables::of(&asked, &part.leases).leases.into_iter();
+    maps.leases = leases
+        .filter(|(_, deadline)| deadline.runs(now))
+        .map(|((profile, image_class), _)| (LeaseKey { profile, image_class }, u64::MAX))
+        .collect();
     let maps = RefCell::new(maps);
     Ok(Node { maps, names })
 }

@@ -3,12 +3,15 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use bulkhead_crds::{HostPod, Lowered};
 use bulkhead_policy::{
     fqdn::{Names, Pattern},
-    model::{Guard, Object, Workload, WorkloadKey},
+    lease::{Lease, Profile},
+    model::{Direction, Guard, Object, Side, Workload, WorkloadKey},
+    probe::Probe,
     state::State,
 };
 use bulkhead_verdict::maps::Hook;
@@ -31,6 +34,9 @@ pub struct World {
     services: Services,
     /// Sets of DNS names that rules ask for.
     names: BTreeSet<Names>,
+    state: State,
+    /// The moment asked about, wall nanoseconds.
+    now: u64,
 }
 
 /// An end that was found.
@@ -67,12 +73,14 @@ pub(crate) enum Route {
 }
 
 impl World {
-    /// Writes the maps for a compiled state of these manifests.
+    /// Writes the maps for a compiled state of these manifests, as they are now: leases that are over are over.
     ///
     /// # Errors
     /// When the policies do not fit the maps of a node.
     pub fn new(lowered: Lowered, state: &State) -> Result<Self, WorldError> {
-        let nodes = Nodes::new(state)?;
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+        let nodes = Nodes::new(state, now)?;
         let services = Services::new(&lowered.objects);
         let mut world = Self {
             nodes,
@@ -83,6 +91,8 @@ impl World {
             ended: lowered.ended_pods,
             services,
             names: names_of(&lowered.objects),
+            state: state.clone(),
+            now,
         };
         for object in lowered.objects {
             match object {
@@ -113,6 +123,13 @@ impl World {
                 Err(problem) => super::service::denied(&problem),
             },
         })
+    }
+
+    /// The lease that rules of a direction ask for, and whether it runs.
+    pub(crate) fn lease(&self, probe: &Probe, direction: Direction, profile: &Profile, side: Side) -> (Lease, bool) {
+        let lease = Lease::of(&self.state, probe, direction, profile, side);
+        let runs = lease.runs(self.now);
+        (lease, runs)
     }
 
     /// Judges a connection on its way.

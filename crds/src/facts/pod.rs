@@ -2,11 +2,14 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use bulkhead_policy::model::{Attachment, NamedPort, Workload, WorkloadKey, Zone};
+use bulkhead_policy::{
+    lease::image_class,
+    model::{Attachment, NamedPort, Workload, WorkloadKey, Zone},
+};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Metadata, addresses, is_port_name, parse_protocol, port_number, read_fact};
+use super::{Metadata, addresses, claims, is_port_name, parse_protocol, port_number, read_fact};
 use crate::report::Report;
 
 /// Annotation with the path of a pod's network namespace.
@@ -81,6 +84,28 @@ struct Status {
     host_ip: Option<String>,
     #[serde(rename = "hostIPs")]
     host_ips: Option<Vec<Ip>>,
+    #[serde(rename = "containerStatuses")]
+    containers: Option<Vec<ContainerStatus>>,
+    #[serde(rename = "initContainerStatuses")]
+    init_containers: Option<Vec<ContainerStatus>>,
+    #[serde(rename = "ephemeralContainerStatuses")]
+    ephemeral_containers: Option<Vec<ContainerStatus>>,
+}
+
+impl Status {
+    /// Digests of the images that run or ran in the pod, as the runtime calls them.
+    fn images(&self) -> BTreeSet<String> {
+        let lists = [&self.containers, &self.init_containers, &self.ephemeral_containers];
+        let all = lists.into_iter().flatten().flatten();
+        all.filter_map(|container| container.image_id.clone().filter(|id| !id.is_empty()))
+            .collect()
+    }
+}
+
+#[derive(Deserialize)]
+struct ContainerStatus {
+    #[serde(rename = "imageID")]
+    image_id: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -139,6 +164,7 @@ pub(crate) fn lower(value: &Value, report: &mut Report<'_>) -> Option<Pod> {
             .and_then(|all| all.get(name))
             .filter(|text| !text.is_empty())
     };
+    let claims = claims::read(metadata.annotations.as_ref(), report);
     Some(Pod::Workload(Workload {
         attachment: Attachment {
             netns: annotation(NETNS).cloned(),
@@ -155,7 +181,8 @@ pub(crate) fn lower(value: &Value, report: &mut Report<'_>) -> Option<Pod> {
         addresses: found,
         zone: Zone(0),
         named_ports,
-        image_class: 0,
+        image_class: image_class(&status.images(), &claims),
+        claims,
     }))
 }
 

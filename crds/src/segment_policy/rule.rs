@@ -64,7 +64,7 @@ impl Reader<'_, '_> {
         let mut good = true;
         for field in map
             .keys()
-            .filter(|field| !["name", "action", "mode", "ports", peers_field].contains(&field.as_str()))
+            .filter(|field| !["name", "action", "mode", "ports", "trust", peers_field].contains(&field.as_str()))
         {
             self.report.error(
                 format!("{path}.{field}"),
@@ -86,6 +86,8 @@ impl Reader<'_, '_> {
         good &= mode.is_ok();
         let targets = self.items(map.get(peers_field), &format!("{path}.{peers_field}"), Self::target);
         let (peers, names) = self.divide(targets, action, direction, &path);
+        let trust = self.trust(map, &path, action, !names.is_empty());
+        good &= trust.is_ok();
         let ports = self.items(map.get("ports"), &format!("{path}.ports"), Self::port);
         let whole = good && peers.whole && ports.whole;
         let world = (!names.is_empty()).then(|| Items {
@@ -102,7 +104,7 @@ impl Reader<'_, '_> {
             _ => model::Mode::Enforce,
         };
         let guard = Guard::Name(Names::new(names));
-        [(resolved, None), (named, Some(guard))]
+        [(resolved, trust.unwrap_or_default()), (named, Some(guard))]
             .into_iter()
             .filter_map(|(resolved, guard)| Some((resolved?, guard)))
             .map(|((action, peers, ports), guard)| Rule {

@@ -40,6 +40,7 @@ pub(crate) fn show(rule: &Rule) -> String {
     };
     let guard = match &rule.guard {
         Some(Guard::Name(names)) => format!(" if {names}"),
+        Some(Guard::Lease { profile, side, .. }) => format!(" while {side} is {profile}"),
         _ => String::new(),
     };
     format!("[{}] {:?} {peers}: {ports}{guard}", rule.index, rule.action)

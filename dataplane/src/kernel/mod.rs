@@ -165,6 +165,7 @@ pub(crate) struct Maps {
     pub(crate) rules: Table<l::RuleKey, l::PortSet>,
     pub(crate) ranges: Table<u32, l::Range>,
     pub(crate) alternatives: Table<u32, l::Alternative>,
+    pub(crate) leases: Table<l::LeaseKey, u64>,
     pub(crate) confirmed: Table<l::FlowKey, l::Flow>,
     pub(crate) tentative: Table<l::FlowKey, l::Flow>,
     /// Openings and flows in CONFIRMED, as in [`l::Quota`].
@@ -195,6 +196,7 @@ impl Maps {
             rules: table(folder, "BK_RULE")?,
             ranges: table(folder, "BK_RANGE")?,
             alternatives: table(folder, "BK_ALT")?,
+            leases: table(folder, "BK_LEASE")?,
             confirmed: table(folder, "BK_CONFIRMED")?,
             tentative: table(folder, "BK_TENTATIVE")?,
             quotas: table(folder, "BK_QUOTA")?,

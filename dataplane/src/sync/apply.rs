@@ -121,10 +121,12 @@ impl Sync {
             .open_adoption(adoption_end(), &self.attached, !self.planned);
     }
 
-    /// Writes a plan, with the names its rules ask for around it.
+    /// Writes a plan, with the names and leases its rules ask for around it.
     pub(super) fn carry_out(&mut self, ops: Vec<MapOp>) -> Result<(), SyncError> {
         let names = self.widen_names()?;
+        self.widen_leases()?;
         self.write(ops)?;
+        self.narrow_leases()?;
         self.narrow_names(names)
     }
 

@@ -8,6 +8,7 @@ mod apply;
 mod bypass;
 mod drift;
 mod inherit;
+mod leasing;
 mod mirror;
 mod naming;
 mod pods;
@@ -41,7 +42,7 @@ use bulkhead_proto::{
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
-use self::{bypass::Bypass, drift::Drift, mirror::Mirror, naming::Naming, pods::Waiter};
+use self::{bypass::Bypass, drift::Drift, leasing::Leasing, mirror::Mirror, naming::Naming, pods::Waiter};
 pub(crate) use self::{bypass::BypassError, pods::TOO_MANY};
 use crate::{
     endpoints::{Devices, Endpoints, Pod, Pods},
@@ -167,6 +168,7 @@ pub(crate) struct Sync {
     inherited: u64,
     naming: Naming,
     drift: Drift,
+    leasing: Leasing,
 }
 
 impl Sync {
@@ -217,8 +219,10 @@ impl Sync {
             inherited: inherit::first_id(),
             naming: Naming::default(),
             drift: Drift::new(Pace::OFF),
+            leasing: Leasing::default(),
         };
         sync.adopt_names()?;
+        sync.adopt_leases()?;
         sync.end_former_bypass();
         match sync.store.load() {
             Ok(Some(stored)) => sync.resume(&stored),
@@ -312,6 +316,11 @@ impl Sync {
                 Ok(()) => self.hold(),
                 Err(error) => tracing::warn!("still not in force: {error}"),
             }
+        }
+        if self.planned
+            && let Err(error) = self.write_leases()
+        {
+            tracing::warn!("after the clock was set: {error}");
         }
         match self.refresh(links_changed, now) {
             Ok(()) => {}

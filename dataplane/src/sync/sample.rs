@@ -107,8 +107,8 @@ impl Sample {
             Hook::ToPod => outcome.ingress,
         };
         let (held, (lapsed, _)) = (
-            decision(evaluate(state, &probe, &|_| true))?,
-            decision(evaluate(state, &probe, &|_| false))?,
+            decision(evaluate(state, &probe, &|_, _| true))?,
+            decision(evaluate(state, &probe, &|_, _| false))?,
         );
         (held.0 == lapsed).then_some(lapsed)
     }

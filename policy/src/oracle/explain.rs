@@ -79,7 +79,7 @@ pub fn explain(objects: &[Object], probe: &Probe, holding: Holding<'_>) -> Vec<E
         .filter_map(|(subject, direction)| Some((subject?, direction)))
         .map(|(subject, direction)| {
             let judge = Judge::new(&world, probe, direction, subject);
-            let (decision, rule) = judge.admin(Guards::As(holding));
+            let (decision, rule) = judge.admin(Guards::As(holding, direction));
             let tier = |tier| judge.report(tier, holding, &rule);
             let tiers = [Tier::Admin, Tier::NetworkPolicy, Tier::Baseline].map(tier).to_vec();
             Explanation {
@@ -118,7 +118,10 @@ impl Judge<'_> {
                         rule: name,
                         action: rule.action,
                         matches: self.world.matches(rule, self),
-                        guard: rule.guard.as_ref().map(|guard| (guard.clone(), holding(guard))),
+                        guard: rule
+                            .guard
+                            .as_ref()
+                            .map(|guard| (guard.clone(), holding(self.direction, guard))),
                         mode: if policy.mode == Mode::Shadow {
                             Mode::Shadow
                         } else {
@@ -192,6 +195,10 @@ impl fmt::Display for PolicyReport {
                 Some((Guard::Name(names), true)) => format!(", the address is learned for one of {names}"),
                 Some((Guard::Name(names), false)) => {
                     format!(", if the address is learned for one of {names}, which it is not")
+                }
+                Some((Guard::Lease { profile, side, negated }, holds)) => {
+                    let runs = if holds == negated { "does not run" } else { "runs" };
+                    format!(", the lease of profile {profile} for the {side}'s images {runs}")
                 }
                 Some((_, true)) => ", its guard holds".to_owned(),
                 Some((_, false)) => ", its guard does not hold".to_owned(),

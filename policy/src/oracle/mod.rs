@@ -11,7 +11,8 @@ pub use world::Matches;
 use world::{Who, World};
 
 use crate::{
-    model::{Action, Builtin, Direction, Guard, Mode, Object, Policy, Rule, RuleName, Tier, Workload},
+    lease::{Deadline, Profile, asked_end},
+    model::{Action, Builtin, Direction, Guard, Mode, Object, Policy, Rule, RuleName, Side, Tier, Workload},
     probe::{Holding, Outcome, Probe},
     state::Decision,
 };
@@ -33,7 +34,7 @@ pub fn oracle(objects: &[Object], probe: &Probe, holding: Holding<'_>) -> Outcom
         };
     }
     let judge = |subject: Option<&Workload>, direction| {
-        subject.map(|subject| Judge::new(&world, probe, direction, subject).admin(Guards::As(holding)))
+        subject.map(|subject| Judge::new(&world, probe, direction, subject).admin(Guards::As(holding, direction)))
     };
     Outcome {
         egress: judge(from, Direction::Egress),
@@ -41,11 +42,34 @@ pub fn oracle(objects: &[Object], probe: &Probe, holding: Holding<'_>) -> Outcom
     }
 }
 
+/// Until when the images of one end of a connection satisfy a profile, as the rules of a direction ask for it; `None` = they do not.
+/// Two workloads of one class that claim different things have two classes of one number: neither is believed.
+pub fn lease(
+    objects: &[Object],
+    probe: &Probe,
+    direction: Direction,
+    profile: &Profile,
+    side: Side,
+) -> Option<Deadline> {
+    let world = World::new(objects);
+    let end = asked_end(probe, direction, side);
+    let workload = match side {
+        Side::Subject => world.subject(probe.zone, end)?,
+        Side::Peer => match world.who(probe.zone, end.address) {
+            Who::Pod(workload, _) => workload,
+            _ => return None,
+        },
+    };
+    let alike = world.workloads().filter(|it| it.image_class == workload.image_class);
+    let agreed = workload.image_class != 0 && { alike }.all(|it| it.claims == workload.claims);
+    workload.claims.get(profile).copied().filter(|_| agreed)
+}
+
 /// How guards are answered.
 #[derive(Clone, Copy)]
 enum Guards<'a> {
     /// As the asker says.
-    As(Holding<'a>),
+    As(Holding<'a>, Direction),
     /// Against the connection: none that allows, all that deny.
     Worst,
 }
@@ -54,7 +78,7 @@ impl Guards<'_> {
     fn hold(self, rule: &Rule) -> bool {
         match (&rule.guard, self) {
             (None, _) => true,
-            (Some(guard), Guards::As(holding)) => holding(guard),
+            (Some(guard), Guards::As(holding, direction)) => holding(direction, guard),
             (Some(_), Guards::Worst) => rule.action == Action::Deny,
         }
     }

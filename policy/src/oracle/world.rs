@@ -50,7 +50,7 @@ impl<'a> World<'a> {
         })
     }
 
-    fn workloads(&self) -> impl Iterator<Item = &'a Workload> {
+    pub(super) fn workloads(&self) -> impl Iterator<Item = &'a Workload> {
         self.0.values().filter_map(|object| match object {
             Object::Workload(workload) => Some(workload.as_ref()),
             _ => None,

@@ -78,6 +78,8 @@ impl Dirty {
             ResourceName::Ruleset(digest) => drop(self.rulesets.insert(digest)),
             ResourceName::RulesetEntry(digest, peer) => drop(self.entries.entry(digest).or_default().insert(peer)),
             ResourceName::Endpoint(key) => drop(self.endpoints.insert(key)),
+            // Deadlines need a clock, so the agent writes them around the plan.
+            ResourceName::Leases(_) => {}
         }
     }
 
@@ -126,6 +128,7 @@ fn current(state: &State, name: &ResourceName) -> Option<Vec<Resource>> {
             Resource::RulesetEntry(*digest, *peer, Arc::clone(ports))
         }
         ResourceName::Endpoint(key) => Resource::Endpoint(key.clone(), state.endpoints.get(key)?.clone()),
+        ResourceName::Leases(class) => Resource::Leases(*class, Arc::clone(state.leases.get(class)?)),
     };
     Some(vec![one])
 }

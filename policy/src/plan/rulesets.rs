@@ -264,7 +264,7 @@ impl Planner {
                 negated,
             }) => {
                 cell.guard = guard::LEASE;
-                cell.argument = *profile;
+                cell.argument = profile.number();
                 cell.side = match whose {
                     Side::Subject => side::SUBJECT,
                     Side::Peer => side::PEER,

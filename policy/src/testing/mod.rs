@@ -8,13 +8,14 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnetwork::IpNetwork;
 use proptest::{
-    collection::{btree_set, vec},
+    collection::{btree_map, btree_set, vec},
     option,
     prelude::*,
     sample::select,
 };
 
 use crate::{
+    lease::{Claims, Deadline, image_class},
     model::{
         AddressGroup, Attachment, EndpointSlice, Event, Guard, Labels, Mode, NamedPort, Namespace, Node, Object,
         Protocol, Service, ServicePort, TargetPort, Workload, WorkloadKey, Zone,
@@ -25,6 +26,8 @@ use crate::{
 
 pub use policies::policy;
 
+/// Leases end before this moment.
+const TIMES: u64 = 8;
 const NAMESPACES: [&str; 3] = ["a", "b", "c"];
 const PORT_NAMES: [&str; 3] = ["http", "dns", "metrics"];
 const ACCOUNTS: [&str; 2] = ["default", "robot"];
@@ -154,10 +157,10 @@ pub fn workload() -> impl Strategy<Value = Workload> {
         place,
         vec(named_port(), 0..4),
         (option::of(text(&["n", "m"])), text(&ACCOUNTS)),
-        0u32..2,
+        images(),
     )
         .prop_map(
-            |(key, labels, (addresses, zone), named_ports, (node, service_account), image_class)| Workload {
+            |(key, labels, (addresses, zone), named_ports, (node, service_account), (image_class, claims))| Workload {
                 key,
                 uid: String::new(),
                 labels,
@@ -168,8 +171,19 @@ pub fn workload() -> impl Strategy<Value = Workload> {
                 named_ports,
                 attachment: Attachment::default(),
                 image_class,
+                claims,
             },
         )
+}
+
+/// A class and what is claimed of it; some classes have one number.
+fn images() -> impl Strategy<Value = (u32, Claims)> {
+    let deadline = prop_oneof![3 => (0..TIMES).prop_map(Deadline), 1 => Just(Deadline::ALWAYS)];
+    let claims = btree_map(policies::profile(), deadline, 0..3);
+    (claims, prop::bool::weighted(0.9)).prop_map(|(claims, own)| {
+        let class = if own { image_class(&BTreeSet::new(), &claims) } else { 1 };
+        (class, claims)
+    })
 }
 
 fn node() -> impl Strategy<Value = Node> {
@@ -418,6 +432,11 @@ impl Draw {
             port,
             mode,
         }
+    }
+
+    /// A moment before, at or after the ends of this cluster's leases, wall nanoseconds.
+    pub fn now(&self) -> u64 {
+        self.guards % (TIMES + 1)
     }
 
     /// Which guards of this cluster hold.

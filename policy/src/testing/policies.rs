@@ -12,6 +12,7 @@ use proptest::{
 use super::{ACCOUNTS, BLOCKS, GROUPS, NAMESPACES, PORT_NAMES, PORTS, PROTOCOLS, block, service_key, text};
 use crate::{
     fqdn::Names,
+    lease::Profile,
     model::{
         Action, Answer, Direction, Guard, IcmpMessage, IcmpVersion, LabelSelector, Manner, Match, Mode, NamespaceMatch,
         OnChange, Operator, Peer, PodMatch, Policy, PolicyKey, PolicyKind, PortMatch, Requirement, Rule, Side, Tier,
@@ -91,7 +92,7 @@ fn list<T: std::fmt::Debug + Clone>(item: impl Strategy<Value = T>) -> impl Stra
 }
 
 fn guard() -> impl Strategy<Value = Guard> {
-    let lease = (0u32..3, any::<bool>(), any::<bool>());
+    let lease = (profile(), any::<bool>(), any::<bool>());
     prop_oneof![
         lease.prop_map(|(profile, subject, negated)| Guard::Lease {
             profile,
@@ -101,6 +102,11 @@ fn guard() -> impl Strategy<Value = Guard> {
         (0u32..3).prop_map(Guard::Until),
         (0u32..3).prop_map(|number| Guard::Name(names(number))),
     ]
+}
+
+/// One of three profiles.
+pub(super) fn profile() -> impl Strategy<Value = Profile> {
+    select(&["p0", "p1", "p2"][..]).prop_filter_map("a profile", |name| name.parse().ok())
 }
 
 /// Sets that overlap.

@@ -76,7 +76,7 @@ pub(crate) fn tuples(devices: &BTreeMap<u32, BTreeSet<IpAddr>>, peers: &[IpAddr]
     tuples
 }
 
-/// Which leases and expiries run: class 1 has profile 1; expiry 1 is over, expiry 2 is not.
+/// Which leases and expiries run: class 1 has the profile; expiry 1 is over, expiry 2 is not.
 const NOW: u64 = 1_000;
 const LATER: u64 = 1_000_000_000_000;
 
@@ -104,7 +104,7 @@ impl Bench {
         maps.boot.set(NOW);
         maps.leases.insert(
             LeaseKey {
-                profile: 1,
+                profile: crate::world::profile().number(),
                 image_class: 1,
             },
             LATER,
@@ -475,7 +475,8 @@ impl Expected {
 fn decide(list: &[Alternative], [subject, peer]: [u32; 2]) -> (bool, String) {
     let holds = |guard: &Guard| match guard {
         Guard::Lease { profile, side, negated } => {
-            (*profile == 1 && 1 == if *side == Side::Subject { subject } else { peer }) != *negated
+            (*profile == crate::world::profile() && 1 == if *side == Side::Subject { subject } else { peer })
+                != *negated
         }
         Guard::Until(number) => *number == 2,
         Guard::Name(_) => false,

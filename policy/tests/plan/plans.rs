@@ -148,6 +148,7 @@ fn node() -> (State, LocalEndpoints) {
             .map(|number| ((ZONE, address(number)), binding(number, number % IDENTITIES)))
             .collect(),
         networks: Table::default(),
+        leases: Table::default(),
         rulesets: (0..RULESETS)
             .map(|number| (digest("ruleset", number), ruleset(number)))
             .collect(),

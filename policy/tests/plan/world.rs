@@ -459,7 +459,7 @@ fn pool(which: usize, number: usize) -> Arc<PortSet> {
         rule: rule(number % 2, 7),
     };
     let lease = |side, negated| Guard::Lease {
-        profile: 1,
+        profile: profile(),
         side,
         negated,
     };
@@ -504,4 +504,9 @@ fn pool(which: usize, number: usize) -> Arc<PortSet> {
         },
     ];
     Arc::new(PortSet { ranges })
+}
+
+/// The profile that class 1 satisfies.
+pub(crate) fn profile() -> bulkhead_policy::lease::Profile {
+    "production".parse().unwrap()
 }

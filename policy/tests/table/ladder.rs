@@ -7,7 +7,7 @@ use crate::{guard_name, probe, text::objects};
 
 fn check(cluster: &str, connection: &str, expected: Expect) {
     let objects = objects(cluster);
-    let holding = |guard: &bulkhead_policy::model::Guard| {
+    let holding = |_, guard: &bulkhead_policy::model::Guard| {
         connection
             .split_whitespace()
             .any(|word| format!("{guard:?}") == guard_name(word))
@@ -51,7 +51,7 @@ fn every_tier_policy_and_rule_and_the_one_that_decided() {
               deny ClusterNetworkPolicy/first ingress[2]: matches
           networkpolicy tier
             NetworkPolicy/shop/db
-              allow NetworkPolicy/shop/db@3 ingress[0]: matches, its guard holds  ◄ decided
+              allow NetworkPolicy/shop/db@3 ingress[0]: matches, the lease of profile lease2 for the peer's images runs  ◄ decided
               allow NetworkPolicy/shop/db@3 ingress[1]: does not match
               allow NetworkPolicy/shop/db@3 ingress[2] (shadow): matches
           baseline tier
@@ -79,7 +79,7 @@ fn a_guard_that_does_not_hold_and_the_default_deny_that_decided() {
               deny ClusterNetworkPolicy/first ingress[2]: matches
           networkpolicy tier
             NetworkPolicy/shop/db  ◄ its default-deny decided
-              allow NetworkPolicy/shop/db@3 ingress[0]: matches, its guard does not hold
+              allow NetworkPolicy/shop/db@3 ingress[0]: matches, the lease of profile lease2 for the peer's images does not run
               allow NetworkPolicy/shop/db@3 ingress[1]: does not match
               allow NetworkPolicy/shop/db@3 ingress[2] (shadow): matches
           baseline tier
@@ -103,7 +103,7 @@ fn an_unknown_pod_matches_perhaps() {
               deny ClusterNetworkPolicy/first ingress[2]: matches  ◄ decided
           networkpolicy tier
             NetworkPolicy/shop/db
-              allow NetworkPolicy/shop/db@3 ingress[0]: does not match, its guard does not hold
+              allow NetworkPolicy/shop/db@3 ingress[0]: does not match, the lease of profile lease2 for the peer's images does not run
               allow NetworkPolicy/shop/db@3 ingress[1]: does not match
               allow NetworkPolicy/shop/db@3 ingress[2] (shadow): matches some pods this address may be
           baseline tier

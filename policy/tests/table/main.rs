@@ -68,7 +68,7 @@ fn check(cluster: &str, connections: &str, expected: Expect) {
     let mut answers = String::new();
     for line in connections.lines().map(str::trim).filter(|line| !line.is_empty()) {
         let probe = probe(line, &objects);
-        let holding = |guard: &bulkhead_policy::model::Guard| {
+        let holding = |_, guard: &bulkhead_policy::model::Guard| {
             line.split_whitespace()
                 .any(|word| format!("{guard:?}") == guard_name(word))
         };
@@ -88,7 +88,7 @@ fn guard_name(word: &str) -> String {
     match word.trim_end_matches(char::is_numeric) {
         "until" => format!("Until({number})"),
         "name" => format!("Name(Names({{Pattern {{ domain: \"n{number}.test\", reach: Itself }}}}))"),
-        "lease" => format!("Lease {{ profile: {number}, side: Peer, negated: false }}"),
+        "lease" => format!("Lease {{ profile: Profile(\"lease{number}\"), side: Peer, negated: false }}"),
         _ => String::new(),
     }
 }

@@ -113,6 +113,7 @@ fn pod(words: &[&str]) -> Workload {
             .collect(),
         attachment: Attachment::default(),
         image_class: 0,
+        claims: Default::default(),
     }
 }
 
@@ -256,11 +257,14 @@ fn add_rule(policy: &mut Policy, words: &[&str]) {
 
 /// `until1`, `lease2`, `name3`.
 fn guard(text: &str) -> Guard {
-    let number = |prefix| text.strip_prefix(prefix).map(|number: &str| number.parse().unwrap());
+    let number = |prefix| {
+        text.strip_prefix(prefix)
+            .map(|number: &str| number.parse::<u32>().unwrap())
+    };
     match (number("until"), number("lease"), number("name")) {
         (Some(number), ..) => Guard::Until(number),
         (_, Some(profile), _) => Guard::Lease {
-            profile,
+            profile: format!("lease{profile}").parse().unwrap(),
             side: Side::Peer,
             negated: false,
         },

@@ -32,6 +32,8 @@ pub struct WireError {
 pub enum Problem {
     /// It is required.
     Missing,
+    /// The text is not the name of a trust profile.
+    NotAProfile(String),
     /// The enum value is none that this version knows, or "unspecified".
     UnknownEnum(i32),
     /// So many bytes, and not so many.
@@ -73,6 +75,7 @@ impl fmt::Display for Problem {
             Self::TooLarge { got, limit } => write!(f, "{got} is above the limit of {limit}"),
             Self::NoSuchIndex { index, length } => write!(f, "index {index} into a table of {length}"),
             Self::Shape(what) => f.write_str(what),
+            Self::NotAProfile(text) => write!(f, "{text:?} is not the name of a trust profile"),
             Self::NoName(text) => write!(f, "{text:?} is no pattern of DNS names"),
         }
     }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bulkhead_policy::{
+    lease::{Claims, Deadline},
     model::{Attachment, WorkloadKey},
     state::{AddressKind, Binding, Endpoint, Identity, Network, PortSet, Resource, ResourceName},
 };
@@ -14,6 +15,7 @@ use super::{
     Inside as _, Problem, WireError, address_from_bytes, address_to_bytes, digest_from_bytes,
     name::{direction, peer, zone, zoned_address, zoned_address_to_wire, zoned_prefix, zoned_prefix_to_wire},
     required,
+    rule::profile,
 };
 use crate::v1;
 
@@ -67,6 +69,16 @@ pub(crate) fn resource_to_wire(resource: &Resource, port_set: impl FnOnce(&Arc<P
                 netns: endpoint.attachment.netns.clone(),
                 device: endpoint.attachment.device.clone(),
             }),
+        }),
+        Resource::Leases(class, claims) => Wire::Leases(v1::Leases {
+            image_class: *class,
+            leases: claims
+                .iter()
+                .map(|(profile, deadline)| v1::leases::Lease {
+                    profile: profile.to_string(),
+                    deadline: deadline.0,
+                })
+                .collect(),
         }),
     };
     v1::Resource { resource: Some(wire) }
@@ -123,6 +135,7 @@ pub(crate) fn resource_from_wire(
         }
         Wire::RulesetEntry(wire) => entry(wire, port_sets).inside("ruleset_entry"),
         Wire::Endpoint(wire) => endpoint(wire).inside("endpoint"),
+        Wire::Leases(wire) => leases(wire).inside("leases"),
     }
 }
 
@@ -200,6 +213,14 @@ fn endpoint(wire: v1::LocalEndpoint) -> Result<Resource, WireError> {
     ))
 }
 
+fn leases(wire: v1::Leases) -> Result<Resource, WireError> {
+    let leases = wire.leases.into_iter();
+    let claims: Result<Claims, WireError> = leases
+        .map(|lease| Ok((profile(lease.profile)?, Deadline(lease.deadline))))
+        .collect();
+    Ok(Resource::Leases(wire.image_class, Arc::new(claims?)))
+}
+
 pub(crate) fn resource_name_to_wire(name: &ResourceName) -> v1::ResourceName {
     use v1::resource_name::{Entry, Name};
     let name = match name {
@@ -212,6 +233,7 @@ pub(crate) fn resource_name_to_wire(name: &ResourceName) -> v1::ResourceName {
             peer: Some((*peer).into()),
         }),
         ResourceName::Endpoint(key) => Name::Endpoint(key.into()),
+        ResourceName::Leases(class) => Name::Leases(*class),
     };
     v1::ResourceName { name: Some(name) }
 }
@@ -234,5 +256,6 @@ pub(crate) fn resource_name_from_wire(wire: v1::ResourceName) -> Result<Resource
             peer(entry.peer).inside("peer").inside("ruleset_entry")?,
         ),
         Name::Endpoint(key) => ResourceName::Endpoint(key.into()),
+        Name::Leases(class) => ResourceName::Leases(class),
     })
 }

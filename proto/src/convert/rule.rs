@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use bulkhead_policy::{
     fqdn::{Names, Pattern},
+    lease::Profile,
     model::{Answer, Builtin, Direction, Guard, Manner, OnChange, RuleName, Side},
     state::{Alternative, Decision, PortSet, Range},
 };
@@ -133,7 +134,7 @@ fn guard_to_wire(guard: &Guard) -> v1::Guard {
                 Side::Peer => v1::Side::Peer,
             };
             Wire::Lease(Lease {
-                profile: *profile,
+                profile: profile.to_string(),
                 side: side.into(),
                 negated: *negated,
             })
@@ -158,7 +159,7 @@ fn guard(wire: v1::Guard) -> Result<Guard, WireError> {
                 }
             };
             Guard::Lease {
-                profile: lease.profile,
+                profile: profile(lease.profile).inside("lease")?,
                 side,
                 negated: lease.negated,
             }
@@ -166,6 +167,11 @@ fn guard(wire: v1::Guard) -> Result<Guard, WireError> {
         Wire::Until(number) => Guard::Until(number),
         Wire::Names(names) => Guard::Name(names_of(&names.patterns)?),
     })
+}
+
+pub(super) fn profile(text: String) -> Result<Profile, WireError> {
+    let problem = |text| WireError::new("profile", Problem::NotAProfile(text));
+    Profile::try_from(text.clone()).map_err(|_| problem(text))
 }
 
 fn answer_to_wire(answer: Answer) -> v1::Answer {

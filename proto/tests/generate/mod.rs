@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use bulkhead_policy::{
     digest::Digest,
     fqdn::Names,
+    lease::{Claims, Deadline, Profile},
     model::{
         Answer, Attachment, Builtin, Direction, Guard, Manner, OnChange, PolicyKey, PolicyKind, RuleName, Side,
         WorkloadKey, Zone,
@@ -117,9 +118,17 @@ fn rule() -> impl Strategy<Value = RuleName> {
     ]
 }
 
+fn profile() -> impl Strategy<Value = Profile> {
+    "[a-z]{1,5}(-[a-z]{1,5})?".prop_map(|name| name.parse().unwrap())
+}
+
+fn claims() -> impl Strategy<Value = Arc<Claims>> {
+    collection::btree_map(profile(), any::<u64>().prop_map(Deadline), 1..3).prop_map(Arc::new)
+}
+
 fn guard() -> impl Strategy<Value = Guard> {
     prop_oneof![
-        (any::<u32>(), select(vec![Side::Subject, Side::Peer]), any::<bool>())
+        (profile(), select(vec![Side::Subject, Side::Peer]), any::<bool>())
             .prop_map(|(profile, side, negated)| Guard::Lease { profile, side, negated }),
         any::<u32>().prop_map(Guard::Until),
         "[a-z]{1,5}(\\.[a-z]{1,5}){0,2}".prop_map(|name| {
@@ -254,8 +263,10 @@ pub(crate) fn state() -> impl Strategy<Value = State> {
         networks,
         map(digest(), ruleset()),
         map(key(), endpoint()),
+        map(any::<u32>(), claims()),
     )
-        .prop_map(|(identities, bindings, networks, rulesets, endpoints)| State {
+        .prop_map(|(identities, bindings, networks, rulesets, endpoints, leases)| State {
+            leases: leases.into_iter().collect(),
             identities: identities.into_iter().collect(),
             bindings: bindings.into_iter().collect(),
             networks: networks.into_iter().collect(),
@@ -277,6 +288,7 @@ pub(crate) fn delta() -> impl Strategy<Value = Delta> {
             .prop_map(|(name, direction, texts)| Resource::Ruleset(name, direction, texts)),
         (digest(), peer(), port_set()).prop_map(|(name, peer, set)| Resource::RulesetEntry(name, peer, set)),
         (key(), endpoint()).prop_map(|(key, endpoint)| Resource::Endpoint(key, Arc::new(endpoint))),
+        (any::<u32>(), claims()).prop_map(|(class, claims)| Resource::Leases(class, claims)),
     ];
     let upserts = vec(resource, 0..12);
     let removes = vec(resource_name(), 0..6);
@@ -291,5 +303,6 @@ fn resource_name() -> impl Strategy<Value = ResourceName> {
         digest().prop_map(ResourceName::Ruleset),
         (digest(), peer()).prop_map(|(name, peer)| ResourceName::RulesetEntry(name, peer)),
         key().prop_map(ResourceName::Endpoint),
+        any::<u32>().prop_map(ResourceName::Leases),
     ]
 }

@@ -148,7 +148,7 @@ pub(crate) fn opinion(objects: &[Object], from: &Place, probe: &Probe) -> (bool,
         port,
         mode: Mode::Enforce,
     };
-    let outcome = oracle(objects, &question, &|_| false);
+    let outcome = oracle(objects, &question, &|_, _| false);
     let ends = [&outcome.egress, &outcome.ingress];
     let denial = ends
         .into_iter()
