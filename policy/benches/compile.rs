@@ -130,7 +130,7 @@ fn workload(number: u32, namespaces: u32) -> Workload {
         }],
         attachment: Attachment::default(),
         image_class: 0,
-        claims: Default::default(),
+        claims: std::collections::BTreeMap::default(),
     }
 }
 

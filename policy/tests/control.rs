@@ -31,7 +31,7 @@ fn pod(namespace: &str, name: &str, service_account: &str, address: &str) -> Wor
         named_ports: Vec::new(),
         attachment: Attachment::default(),
         image_class: 0,
-        claims: Default::default(),
+        claims: std::collections::BTreeMap::default(),
     }
 }
 

@@ -149,7 +149,7 @@ fn pod(name: &str, app: &str, address: &str) -> Object {
         named_ports: Vec::new(),
         attachment: Attachment::default(),
         image_class: 0,
-        claims: Default::default(),
+        claims: BTreeMap::default(),
     }))
 }
 

@@ -66,6 +66,19 @@ impl Cluster {
     /// Writes the annotation of a pod (empty = none), and waits until that is in force.
     fn claim(&self, pod: &str, claims: &str) {
         let before = self.stack.controller().unwrap().controller_status().unwrap().revision;
+        self.annotate(pod, claims);
+        let newer = |revision: u64| {
+            if revision > before {
+                Ok(())
+            } else {
+                Err("no newer revision".to_owned())
+            }
+        };
+        self.stack.wait_for(|status| newer(status.revision)).unwrap();
+        self.stack.settle().unwrap();
+    }
+
+    fn annotate(&self, pod: &str, claims: &str) {
         let netns = format!("bulkhead.dev/netns: {}", self.net.pod(pod).netns.path().display());
         let text = manifests::cluster(&self.net).unwrap();
         assert!(text.contains(&netns), "{text}");
@@ -76,15 +89,6 @@ impl Cluster {
             text.replace(&netns, &annotated)
         };
         manifests::write(&self.stack.manifests(), "cluster.yaml", &text).unwrap();
-        let newer = |revision: u64| {
-            if revision > before {
-                Ok(())
-            } else {
-                Err("no newer revision".to_owned())
-            }
-        };
-        self.stack.wait_for(|status| newer(status.revision)).unwrap();
-        self.stack.settle().unwrap();
     }
 
     fn connect(&self, from: &str, to: &str, ipv6: bool) -> io::Result<Live> {
@@ -227,16 +231,15 @@ fn a_claim_that_is_taken_back_cuts_and_one_that_is_renewed_does_not() {
     println!("NOTE: {record:?}");
 
     // What cannot be read is no claim, and it is said.
-    cluster.claim("web", "production=soon");
+    cluster.annotate("web", "production=soon");
+    let said = until(SOON, || {
+        let status = cluster.stack.controller().ok()?.controller_status().ok()?;
+        let said = |text: &String| text.contains("Pod shop/web") && text.contains("\"soon\"");
+        errors(&status).iter().any(said).then_some(())
+    });
+    assert!(said.is_some(), "nobody says that the claim cannot be read");
+    cluster.stack.settle().unwrap();
     assert!(cluster.connect("web", "db", false).is_err());
-    let status = cluster.stack.controller().unwrap().controller_status().unwrap();
-    let found = errors(&status);
-    assert!(
-        found
-            .iter()
-            .any(|text| text.contains("Pod shop/web") && text.contains("\"soon\"")),
-        "{found:?}"
-    );
 }
 
 #[test]

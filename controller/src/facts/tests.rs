@@ -20,7 +20,7 @@ fn workload(name: &str, node: &str, uid: &str, addresses: &[&str]) -> Workload {
         named_ports: Vec::new(),
         attachment: Attachment::default(),
         image_class: 0,
-        claims: Default::default(),
+        claims: BTreeMap::default(),
     }
 }
 

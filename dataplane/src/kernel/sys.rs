@@ -130,7 +130,7 @@ struct LinkUpdate {
 struct Query {
     ifindex: u32,
     attach_type: u32,
-    query_flags: u32,
+    flags: u32,
     attach_flags: u32,
     program_ids: u64,
     count: u32,

@@ -41,6 +41,7 @@ enum Stage {
     Found(usize),
     Epochs,
     Names,
+    Leases,
     Devices,
     Verdicts,
 }
@@ -57,7 +58,8 @@ impl Stage {
             Self::Found(map) if map < last => Self::Found(map.saturating_add(1)),
             Self::Found(_) => Self::Epochs,
             Self::Epochs => Self::Names,
-            Self::Names => Self::Devices,
+            Self::Names => Self::Leases,
+            Self::Leases => Self::Devices,
             Self::Devices => Self::Verdicts,
             Self::Verdicts => return None,
         })
@@ -211,6 +213,7 @@ impl Sync {
                 Stage::Found(map) => self.compare_found(map, room)?,
                 Stage::Epochs => (self.compare_epochs()?, true),
                 Stage::Names => (self.compare_names()?, true),
+                Stage::Leases => (self.compare_leases()?, true),
                 Stage::Devices => (self.compare_devices()?, true),
                 Stage::Verdicts => (self.compare_verdict()?, true),
             };
@@ -285,7 +288,7 @@ impl Sync {
         Ok(())
     }
 
-    fn said(&self, map: &'static str, found: &[String]) {
+    pub(super) fn said(&self, map: &'static str, found: &[String]) {
         for text in found.iter().take(SAID_MAX) {
             tracing::warn!(map, "DRIFT: {text}; it is put right, and every flow is judged again");
         }

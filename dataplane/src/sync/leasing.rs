@@ -121,6 +121,42 @@ impl Sync {
         Ok(())
     }
 
+    /// Compares what the kernel holds with what was written last, and puts it right; how many were looked at.
+    pub(super) fn compare_leases(&mut self) -> Result<usize, SyncError> {
+        let found = self.ground.leases()?;
+        let found: BTreeMap<(u32, u32), u64> = found
+            .into_iter()
+            .map(|(key, deadline)| ((key.profile, key.image_class), deadline))
+            .collect();
+        let held = &self.leasing.held;
+        let keys: BTreeSet<(u32, u32)> = held.keys().chain(found.keys()).copied().collect();
+        let looked_at = keys.len().max(1);
+        let (mut said, mut written, mut removed) = (Vec::new(), Vec::new(), Vec::new());
+        for one in keys {
+            let (wanted, there) = (held.get(&one).copied(), found.get(&one).copied());
+            if wanted == there {
+                continue;
+            }
+            let (profile, class) = one;
+            said.push(format!(
+                "the lease of profile {profile} for image class {class} ends at {there:?} and should at {wanted:?} (boot time, ns)"
+            ));
+            match wanted {
+                Some(deadline) => written.push((key(one), deadline)),
+                None => removed.push(key(one)),
+            }
+        }
+        if !said.is_empty() {
+            let result = self.ground.set_leases(&written);
+            self.leased(result)?;
+            let result = self.ground.remove_leases(&removed);
+            self.leased(result)?;
+            self.ground.raise_epoch()?;
+        }
+        self.said("LEASE", &said);
+        Ok(looked_at)
+    }
+
     /// Takes away the leases that no rule asks for any more, or that no pod has.
     pub(super) fn narrow_leases(&mut self) -> Result<(), SyncError> {
         let leases = &self.leasing.wanted.leases;

@@ -206,7 +206,7 @@ pub fn workload(pod: &Pod) -> Workload {
             device: None,
         },
         image_class: 0,
-        claims: Default::default(),
+        claims: BTreeMap::default(),
     }
 }
 

@@ -113,7 +113,7 @@ fn pod(words: &[&str]) -> Workload {
             .collect(),
         attachment: Attachment::default(),
         image_class: 0,
-        claims: Default::default(),
+        claims: std::collections::BTreeMap::default(),
     }
 }
 
