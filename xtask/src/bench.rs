@@ -31,7 +31,7 @@ const PROPAGATION: [[&str; 2]; 2] = [
     ["bulkhead-dataplane", "bulkhead-agent"],
 ];
 
-const BENCHMARKS: [Benchmark; 4] = [
+const BENCHMARKS: [Benchmark; 5] = [
     // Not optimised: what is measured are the kernel programs, which always are, and the kernel holds the watch.
     Benchmark {
         name: "verdict",
@@ -49,6 +49,20 @@ const BENCHMARKS: [Benchmark; 4] = [
         profile: "dev",
         root: true,
         options: &[],
+    },
+    // Not optimised: the writes are two system calls, and the packets are the kernel's.
+    Benchmark {
+        name: "revocation",
+        program: "bench-revocation",
+        parts: &[
+            ["bulkhead-benches", "bench-revocation"],
+            ["bulkhead-dataplane", "bulkhead-agent"],
+            ["bulkhead-controller", "bulkhead-controller"],
+            ["bulkhead-testbed", "testbed-peer"],
+        ],
+        profile: "dev",
+        root: true,
+        options: &["--runs", "--flows"],
     },
     Benchmark {
         name: "propagation",
