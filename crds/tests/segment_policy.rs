@@ -214,7 +214,7 @@ fn what_cannot_be_read_never_opens_anything() {
         ),
         (
             "ingress: [{trust: {profile: Bad_1}}, {from: [{podSelector: {}}], trust: {profile: ok, of: Subject}}]",
-            &["[1] Allow pods shop/*: any port while subject is ok"],
+            &["[1] Allow pods =shop/(): any port while subject is ok"],
             "spec.ingress[0].trust.profile: is \"Bad_1\", which is not the name of a profile",
         ),
         (

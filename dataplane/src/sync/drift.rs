@@ -432,7 +432,7 @@ mod tests {
         while drift.go_on() {
             stages += 1;
         }
-        assert_eq!(stages, 2 * MapKind::ALL.len() + 4);
+        assert_eq!(stages, 2 * MapKind::ALL.len() + 5);
         assert_eq!(drift.stage, Stage::FIRST);
     }
 }
