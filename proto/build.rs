@@ -19,7 +19,7 @@ fn main() -> io::Result<()> {
     if let Err(error) = Command::new(&protoc).arg("--version").output() {
         println!(
             "cargo::error=the protobuf compiler `{}` does not run ({error}); `cargo xtask setup` installs it \
-             (Debian package protobuf-compiler), or set PROTOC to its path",
+             (Debian packages protobuf-compiler and libprotobuf-dev), or set PROTOC to its path",
             protoc.display()
         );
         return Ok(());

@@ -27,6 +27,11 @@ const PROTOC: Package = Package {
     name: "protobuf-compiler",
     why: "protoc compiles the wire contracts in proto/",
 };
+/// Only recommended by protobuf-compiler's package, so it is asked for by name.
+const PROTOS: Package = Package {
+    name: "libprotobuf-dev",
+    why: "google/protobuf/timestamp.proto, which the wire contracts import",
+};
 const IPROUTE: Package = Package {
     name: "iproute2",
     why: "`ip` makes the namespaces of the tests and the demo",
@@ -177,6 +182,11 @@ fn look() -> Result<Missing> {
     if output("protoc", &["--version"]).is_none() {
         packages.push(PROTOC);
     }
+    // It looks beside itself for the files every installation brings.
+    let timestamp = ["--descriptor_set_out=/dev/null", "google/protobuf/timestamp.proto"];
+    if output("protoc", &timestamp).is_none() {
+        packages.push(PROTOS);
+    }
     if output("ip", &["-V"]).is_none() {
         packages.push(IPROUTE);
     }
@@ -248,7 +258,7 @@ fn install(packages: &[Package]) -> Result<()> {
     }
     if output("dpkg-query", &["--version"]).is_none() {
         bail!(
-            "this is not a Debian system, so I cannot install them. Provide by hand: protoc, ip (iproute2), LLVM {LLVM_MAJOR} with \
+            "this is not a Debian system, so I cannot install them. Provide by hand: protoc with its google/protobuf/*.proto, ip (iproute2), LLVM {LLVM_MAJOR} with \
              headers under {}, and a compiler with library sources: rustup toolchain install nightly -c rust-src",
             llvm_prefix()
         );
