@@ -38,6 +38,8 @@ pub(crate) struct Enforcement {
     pub(crate) latencies: Vec<Duration>,
     /// What a node that needs it says is wrong.
     pub(crate) trouble: Option<String>,
+    /// A node that needs it holds it, and packets go past its programs.
+    pub(crate) bypassed: Option<String>,
 }
 
 impl Enforcement {
@@ -65,6 +67,10 @@ impl Enforcement {
             }
             if found.trouble.is_none() {
                 found.trouble = trouble(name, record);
+            }
+            if found.bypassed.is_none() {
+                let said = record.map(|record| &record.bypassed).filter(|said| !said.is_empty());
+                found.bypassed = said.map(|said| format!("node {name}: {said}"));
             }
         }
         found.latencies.sort();
@@ -99,7 +105,7 @@ fn trouble(node: &str, record: Option<&NodeRecord>) -> Option<String> {
             "node {node} is not connected; it keeps what it has and learns of nothing new"
         ));
     }
-    let said = [&record.held_back, &record.error]
+    let said = [&record.held_back, &record.error, &record.bypassed]
         .into_iter()
         .find(|text| !text.is_empty());
     said.map(|said| format!("node {node}: {said}"))

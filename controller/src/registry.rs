@@ -45,6 +45,8 @@ pub(crate) struct NodeRecord {
     pub(crate) held_back: String,
     /// As of the last ack.
     pub(crate) enforced: u32,
+    /// Which of its pods packets reach, or leave, without being judged, and why; empty = none that is known.
+    pub(crate) bypassed: String,
     pub(crate) updates: u64,
     pub(crate) snapshots: u64,
     /// When the kernel came to hold a revision; both rise.

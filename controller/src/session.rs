@@ -271,10 +271,12 @@ impl Session {
     fn acknowledged(&mut self, ack: &v1::Ack) {
         let enforced = ack.endpoints.iter().filter(|endpoint| endpoint.enforced).count();
         let enforced = u32::try_from(enforced).unwrap_or(u32::MAX);
+        let bypassed = bypassed(ack);
         let error: String = ack.error.chars().take(ERROR_CHARACTERS).collect();
         let Some(in_flight) = self.in_flight.take_if(|in_flight| in_flight.revision == ack.revision) else {
             self.seat.update(|record| {
                 record.enforced = enforced;
+                record.bypassed = bypassed;
                 record.error = error;
             });
             return;
@@ -287,6 +289,7 @@ impl Session {
                 record.last_ack = Some(SystemTime::now());
                 record.ack_latency = in_flight.sent.elapsed();
                 record.enforced = enforced;
+                record.bypassed = bypassed;
                 record.error.clear();
             });
             self.base = Some(in_flight.part);
@@ -341,6 +344,21 @@ impl Session {
         ));
         Ok(())
     }
+}
+
+/// Which pods' packets are not all judged, as text: the first, and how many more.
+fn bypassed(ack: &v1::Ack) -> String {
+    let mut pods = ack.endpoints.iter().filter(|endpoint| endpoint.bypassed);
+    let Some(first) = pods.next() else {
+        return String::new();
+    };
+    let name = first.workload.clone().unwrap_or_default();
+    let why: String = first.why.chars().take(ERROR_CHARACTERS).collect();
+    let more = match pods.count() {
+        0 => String::new(),
+        more => format!(" (and {more} more pods of this node)"),
+    };
+    format!("{}/{}: {why}{more}", name.namespace, name.name)
 }
 
 /// Done when the flag is true, or can never become it.

@@ -76,6 +76,7 @@ fn policy(
             .filter(|_| enforcement.needed > 0)
             .map(milliseconds),
         nodes_waiting: enforcement.waiting,
+        bypassed: enforcement.bypassed.unwrap_or_default(),
     }
 }
 
@@ -89,7 +90,7 @@ fn node(name: &str, record: &NodeRecord, world: &World) -> v1::NodeStatus {
         revision_held: record.held(),
         last_ack: record.last_ack.map(Into::into),
         ack_latency_ms: milliseconds(record.ack_latency),
-        error: [&record.held_back, &record.error]
+        error: [&record.held_back, &record.error, &record.bypassed]
             .into_iter()
             .find(|text| !text.is_empty())
             .cloned()

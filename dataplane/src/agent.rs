@@ -126,7 +126,8 @@ impl Parts {
         let store = Store::open(&options.state_dir, &node)?;
         let links = Netlink::open().context("asking the kernel about devices")?;
         let machine = Machine::new(kernel, fuse, options.learning())?;
-        let state = Sync::start(&node, Box::new(machine), Box::new(links), store, shared)?.watching(options.drift());
+        let state = Sync::start(&node, Box::new(machine), Box::new(links), store, shared)?
+            .watching(options.drift(), options.canary());
 
         let (sync, inputs) = sync_channel(QUEUE);
         let syncing = spawn("sync", move || state.run(&inputs))?;

@@ -6,7 +6,11 @@ use bulkhead_policy::{
     fqdn::{NameTables, Pattern},
     plan::{MapDump, MapKind, MapOp, MapWriter as _},
 };
-use bulkhead_verdict::layout::{Flow, FlowKey, LeaseKey};
+use bulkhead_verdict::{
+    layout::{Flow, FlowKey, LeaseKey},
+    maps::Hook,
+    reason::Reason,
+};
 
 use crate::kernel::{Fuse, Kernel, KernelError, Learning, Place, Standing, Writer};
 
@@ -34,6 +38,10 @@ pub(crate) trait Ground: Send {
     fn scan(&self, kind: MapKind, place: &mut Place, count: usize) -> Result<(Vec<MapOp>, bool), KernelError>;
     /// Whether our programs are where they were put on a device.
     fn standing(&self, ifindex: u32) -> Result<Standing, KernelError>;
+    /// Packets judged at a hook, those apart that the other hook sent there as answers.
+    fn judged(&self, _hook: Hook) -> Result<u64, KernelError> {
+        Ok(0)
+    }
     /// Puts epochs right that are not what was written last; what was found, as text.
     fn put_epochs_right(&mut self) -> Result<Vec<String>, KernelError> {
         Ok(Vec::new())
@@ -137,6 +145,16 @@ impl Ground for Machine {
 
     fn standing(&self, ifindex: u32) -> Result<Standing, KernelError> {
         self.kernel.standing(ifindex)
+    }
+
+    fn judged(&self, hook: Hook) -> Result<u64, KernelError> {
+        let counters = self.kernel.maps.stats.sums()?;
+        let of = |reason: &Reason| {
+            let index = usize::from(hook as u8) << 8 | usize::from(*reason as u8);
+            counters.get(index).map_or(0, |counter| counter.packets)
+        };
+        let judged = Reason::ALL.iter().filter(|reason| **reason != Reason::Answer);
+        Ok(judged.map(of).fold(0, u64::wrapping_add))
     }
 
     fn put_epochs_right(&mut self) -> Result<Vec<String>, KernelError> {

@@ -19,7 +19,7 @@ mod drift;
 
 pub(crate) use drift::Drift;
 
-use crate::server::Agent;
+use crate::{server::Agent, sync::Way};
 
 /// What is counted where it happens.
 #[derive(Debug)]
@@ -36,6 +36,15 @@ pub(crate) struct Metrics {
     pub(crate) inherited: Counter,
     /// Comparisons with the kernel.
     pub(crate) drift: Drift,
+    past: Counters,
+}
+
+impl Metrics {
+    /// Packets of pods went past our programs.
+    pub(crate) fn went_past(&self, way: Way, packets: u64) {
+        let labels = vec![("direction", way.name().to_owned())];
+        self.past.get_or_create(&labels).inc_by(packets);
+    }
 }
 
 impl Default for Metrics {
@@ -47,6 +56,7 @@ impl Default for Metrics {
             bypasses: Counter::default(),
             inherited: Counter::default(),
             drift: Drift::default(),
+            past: Family::default(),
         }
     }
 }
@@ -89,6 +99,11 @@ pub(crate) fn text(agent: &Agent) -> Result<String> {
     );
     registry.register("bypasses", "Bypasses begun", own.bypasses.clone());
     own.drift.register(&mut registry);
+    registry.register(
+        "packets_past",
+        "Packets that went past the programs on pods' devices and were not judged; less than that where the kernel does not count them",
+        own.past.clone(),
+    );
     registry.register(
         "apply_seconds",
         "From a revision's arrival to its last map write",

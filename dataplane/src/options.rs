@@ -120,6 +120,9 @@ pub(crate) struct Agent {
     /// Elements that a slice of that comparison looks at
     #[arg(long, env = "BULKHEAD_DRIFT_ENTRIES", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(16..=65_536))]
     pub(crate) drift_entries: u32,
+    /// Time between two looks whether packets go past our programs, milliseconds; 0 = none
+    #[arg(long, env = "BULKHEAD_CANARY_INTERVAL_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(0..=3_600_000))]
+    pub(crate) canary_interval_ms: u32,
     /// For tests: answers about names teach nothing
     #[arg(long, hide = true)]
     pub(crate) no_name_learning: bool,
@@ -220,6 +223,11 @@ impl Agent {
             on: !self.no_name_learning,
             min_ttl: self.fqdn_min_ttl,
         }
+    }
+
+    /// How often it is looked whether packets go past our programs; zero = never.
+    pub(crate) fn canary(&self) -> Duration {
+        Duration::from_millis(self.canary_interval_ms.into())
     }
 
     /// How often the kernel is compared with what it should hold, and how much at once.

@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod demo;
+pub mod foreign;
 pub mod frame;
 pub mod manifests;
 pub mod namespace;

@@ -19,20 +19,18 @@ const OPEN: i32 = 7;
 const INFO: i32 = 15;
 const LINK_DETACH: i32 = 34;
 
-/// The attribute of every command used here fits four words.
-type Attribute = [u64; 4];
-
-fn call(command: i32, mut attribute: Attribute) -> io::Result<i64> {
+/// Calls bpf(2) with an attribute of so many words; what it points at must live for the call and be as long as the command says.
+pub(crate) fn call<const WORDS: usize>(command: i32, mut attribute: [u64; WORDS]) -> io::Result<i64> {
     // SAFETY: the attribute lives for the call and its size is given; addresses in it are of the callers' slices, which are as long
-    // as the map's key and value.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attribute.as_mut_ptr(), size_of::<Attribute>()) };
+    // as the map's key and value, or as the numbers beside them say.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attribute.as_mut_ptr(), size_of_val(&attribute)) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(result)
 }
 
-fn place(bytes: &[u8]) -> u64 {
+pub(crate) fn place(bytes: &[u8]) -> u64 {
     bytes.as_ptr().expose_provenance() as u64
 }
 
@@ -42,8 +40,12 @@ fn place_mut(bytes: &mut [u8]) -> u64 {
 
 fn open(path: &Path) -> io::Result<OwnedFd> {
     let text = CString::new(path.as_os_str().as_encoded_bytes())?;
-    let fd = call(OPEN, [place(text.as_bytes_with_nul()), 0, 0, 0])?;
-    let fd = i32::try_from(fd).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    made(call(OPEN, [place(text.as_bytes_with_nul()), 0, 0, 0])?)
+}
+
+/// The descriptor that a command gave.
+pub(crate) fn made(number: i64) -> io::Result<OwnedFd> {
+    let fd = i32::try_from(number).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
     // SAFETY: the kernel gave us this descriptor just now.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -138,7 +140,7 @@ impl PinnedMap {
     }
 }
 
-fn number(fd: &OwnedFd) -> u64 {
+pub(crate) fn number(fd: &OwnedFd) -> u64 {
     u64::from(fd.as_raw_fd().unsigned_abs())
 }
 

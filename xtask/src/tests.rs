@@ -78,6 +78,7 @@ const TIERS: [Tier; 8] = [
             "uplinks",
             "pressure",
             "drift",
+            "past",
             "leases",
             "soak",
         ]),

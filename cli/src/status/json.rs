@@ -71,6 +71,7 @@ fn policy(policy: &PolicyStatus) -> Value {
         "nodes_enforced": policy.nodes_enforced,
         "nodes_waiting": policy.nodes_waiting,
         "enforced_after_ms": policy.enforced_after_ms,
+        "bypassed": (!policy.bypassed.is_empty()).then_some(&policy.bypassed),
     })
 }
 

@@ -114,6 +114,8 @@ fn policy_state(policy: &PolicyStatus) -> String {
         "has errors".to_owned()
     } else if policy.nodes_needed == 0 {
         "selects no pod".to_owned()
+    } else if !policy.bypassed.is_empty() {
+        format!("BYPASSED: {}", policy.bypassed)
     } else if policy.nodes_enforced == policy.nodes_needed {
         "enforced".to_owned()
     } else {

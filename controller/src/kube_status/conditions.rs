@@ -69,6 +69,13 @@ fn enforced(standing: &Standing) -> (bool, &'static str, String) {
         let message = format!("{of}, but only as far as it could be read; see Accepted");
         return (false, "Invalid", message);
     }
+    if let Some(bypassed) = &enforcement.bypassed {
+        return (
+            false,
+            "Bypassed",
+            format!("{of}, but not all packets are judged: {bypassed}"),
+        );
+    }
     if enforcement.needed == 0 {
         let message = "no node has a pod that it selects".to_owned();
         return (true, "NothingSelected", message);
@@ -148,6 +155,18 @@ mod tests {
         let latencies: Vec<u64> = (1..=200).collect();
         let p99 = said(&standing(200, &latencies), "Enforced");
         assert!(p99.ends_with("p99 198 ms"), "{p99}");
+    }
+
+    #[test]
+    fn what_packets_go_past_is_not_enforced() {
+        let mut standing = standing(2, &[12, 41]);
+        standing.enforcement.bypassed = Some("node n1: shop/web: packets reach the pod past device v1".into());
+        let text = said(&standing, "Enforced");
+        assert!(
+            text.starts_with("False Bypassed: enforced on 2 of 2 nodes, but"),
+            "{text}"
+        );
+        assert!(text.contains("shop/web"), "{text}");
     }
 
     #[test]

@@ -96,6 +96,7 @@ impl Told {
             error: record.error.clone(),
             held_back: record.held_back.clone(),
             enforced: record.enforced,
+            bypassed: record.bypassed.clone(),
             updates: record.updates,
             snapshots: record.snapshots,
             ..v1::NodeReport::default()

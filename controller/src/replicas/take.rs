@@ -180,6 +180,7 @@ fn take_node(record: &mut NodeRecord, node: v1::NodeReport, now: Instant) {
     record.error = node.error;
     record.held_back = node.held_back;
     record.enforced = node.enforced;
+    record.bypassed = node.bypassed;
     record.updates = node.updates;
     record.snapshots = node.snapshots;
 }

@@ -6,7 +6,8 @@ use bulkhead_policy::model::Attachment;
 
 use super::{
     find::{self, Device, FindError},
-    netlink::{Link, Netlink},
+    netlink::{Link, Netlink, Traffic},
+    offload,
 };
 
 /// Answers questions about devices.
@@ -19,6 +20,14 @@ pub(crate) trait Devices: Send {
     fn by_attachment(&mut self, attachment: &Attachment) -> Result<Device, FindError>;
     /// The host-side device of a device inside a namespace.
     fn by_namespace(&mut self, path: &Path, interface: &str) -> Result<Device, FindError>;
+    /// What a pod's device has carried; `None` where that is not known.
+    fn traffic(&mut self, _ifindex: u32) -> io::Result<Option<Traffic>> {
+        Ok(None)
+    }
+    /// Whether a device merges packets it receives before a program sees them.
+    fn merges(&self, _name: &str) -> io::Result<bool> {
+        Ok(false)
+    }
 }
 
 impl Devices for Netlink {
@@ -36,5 +45,13 @@ impl Devices for Netlink {
 
     fn by_namespace(&mut self, path: &Path, interface: &str) -> Result<Device, FindError> {
         find::by_namespace(self, path, interface)
+    }
+
+    fn traffic(&mut self, ifindex: u32) -> io::Result<Option<Traffic>> {
+        Netlink::traffic(self, ifindex)
+    }
+
+    fn merges(&self, name: &str) -> io::Result<bool> {
+        offload::merges(name)
     }
 }

@@ -3,6 +3,7 @@
 mod devices;
 mod find;
 mod netlink;
+mod offload;
 mod pods;
 pub(crate) mod sockets;
 
@@ -23,7 +24,7 @@ use bulkhead_policy::{
 pub(crate) use self::{
     devices::Devices,
     find::{Device, FindError},
-    netlink::{Link, LinkChanges, Netlink},
+    netlink::{Link, LinkChanges, Netlink, Traffic},
     pods::{Place, Pod, Pods},
 };
 
@@ -340,6 +341,16 @@ impl Endpoints {
                 false
             }
         }
+    }
+
+    /// What a pod's device has carried; `None` where that is not known.
+    pub(crate) fn traffic(&mut self, ifindex: u32) -> io::Result<Option<Traffic>> {
+        self.here.traffic(ifindex)
+    }
+
+    /// Whether a device merges packets it receives before a program sees them.
+    pub(crate) fn merges(&self, name: &str) -> io::Result<bool> {
+        self.here.merges(name)
     }
 
     /// Addresses of this node's own devices.

@@ -16,7 +16,7 @@ use netlink_packet_core::{
 use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{LinkAttribute, LinkMessage},
+    link::{LinkAttribute, LinkMessage, LinkXdp, Stats64},
     nsid::{NsidAttribute, NsidMessage},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -47,6 +47,18 @@ pub(crate) struct Link {
     pub(crate) peer: Option<u32>,
     /// Number of that namespace as seen from here; absent when it is this one.
     pub(crate) peer_namespace: Option<i32>,
+}
+
+/// Packets that a pair of devices has carried, since it was made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Traffic {
+    /// What the pod sent: received by the host's end.
+    pub(crate) from_pod: u64,
+    /// What the pod's end received and the host's end had not sent: at least, and at most. They differ by what passed while
+    /// it was looked.
+    pub(crate) past: (i64, i64),
+    /// An XDP program runs on the host's end, before any other.
+    pub(crate) xdp: bool,
 }
 
 /// A socket that asks the kernel and collects its answers.
@@ -140,9 +152,13 @@ impl Netlink {
     }
 
     fn link(&mut self, message: LinkMessage) -> io::Result<Option<Link>> {
+        Ok(self.link_message(message)?.map(Link::from))
+    }
+
+    fn link_message(&mut self, message: LinkMessage) -> io::Result<Option<LinkMessage>> {
         match self.0.request(RouteNetlinkMessage::GetLink(message), 0) {
             Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
-                RouteNetlinkMessage::NewLink(link) => Some(Link::from(link)),
+                RouteNetlinkMessage::NewLink(link) => Some(link),
                 _ => None,
             })),
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
@@ -159,10 +175,45 @@ impl Netlink {
 
     /// The device of an index, in this namespace or the one of that number.
     pub(crate) fn link_by_index(&mut self, index: u32, namespace: Option<i32>) -> io::Result<Option<Link>> {
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        message.attributes.extend(namespace.map(LinkAttribute::IfNetnsId));
-        self.link(message)
+        self.link(by_index(index, namespace))
+    }
+
+    /// What a pod's device has carried; `None` when there is no such pair.
+    pub(crate) fn traffic(&mut self, ifindex: u32) -> io::Result<Option<Traffic>> {
+        let Some((before, link, _)) = self.counted(ifindex, None)? else {
+            return Ok(None);
+        };
+        let (Some(peer), Some(namespace)) = (link.peer, link.peer_namespace) else {
+            return Ok(None);
+        };
+        let Some((pod, ..)) = self.counted(peer, Some(namespace))? else {
+            return Ok(None);
+        };
+        let Some((after, _, xdp)) = self.counted(ifindex, None)? else {
+            return Ok(None);
+        };
+        let more_than = |host: u64| pod.rx_packets.wrapping_sub(host).cast_signed();
+        Ok(Some(Traffic {
+            from_pod: after.rx_packets,
+            past: (more_than(after.tx_packets), more_than(before.tx_packets)),
+            xdp,
+        }))
+    }
+
+    /// A device with its counters, and whether it has an XDP program.
+    fn counted(&mut self, index: u32, namespace: Option<i32>) -> io::Result<Option<(Stats64, Link, bool)>> {
+        let Some(message) = self.link_message(by_index(index, namespace))? else {
+            return Ok(None);
+        };
+        let (mut counters, mut xdp) = (Stats64::default(), false);
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::Stats64(found) => counters = *found,
+                LinkAttribute::Xdp(parts) => xdp = parts.iter().any(|part| matches!(part, LinkXdp::ProgId(1..))),
+                _ => {}
+            }
+        }
+        Ok(Some((counters, Link::from(message), xdp)))
     }
 
     /// Every device of this namespace.
@@ -233,6 +284,13 @@ impl Netlink {
             _ => None,
         }))
     }
+}
+
+fn by_index(index: u32, namespace: Option<i32>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes.extend(namespace.map(LinkAttribute::IfNetnsId));
+    message
 }
 
 impl From<LinkMessage> for Link {

@@ -6,6 +6,7 @@
 
 mod apply;
 mod bypass;
+mod canary;
 mod drift;
 mod inherit;
 mod leasing;
@@ -15,6 +16,7 @@ mod pods;
 mod report;
 mod sample;
 
+pub(crate) use canary::Way;
 pub(crate) use drift::Pace;
 pub(crate) use inherit::NO_CPU;
 
@@ -25,7 +27,7 @@ use std::{
         Arc, Mutex,
         mpsc::{Receiver, RecvTimeoutError},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bulkhead_policy::{
@@ -42,7 +44,9 @@ use bulkhead_proto::{
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
-use self::{bypass::Bypass, drift::Drift, leasing::Leasing, mirror::Mirror, naming::Naming, pods::Waiter};
+use self::{
+    bypass::Bypass, canary::Canary, drift::Drift, leasing::Leasing, mirror::Mirror, naming::Naming, pods::Waiter,
+};
 pub(crate) use self::{bypass::BypassError, pods::TOO_MANY};
 use crate::{
     endpoints::{Devices, Endpoints, Pod, Pods},
@@ -168,6 +172,7 @@ pub(crate) struct Sync {
     inherited: u64,
     naming: Naming,
     drift: Drift,
+    canary: Canary,
     leasing: Leasing,
 }
 
@@ -219,6 +224,7 @@ impl Sync {
             inherited: inherit::first_id(),
             naming: Naming::default(),
             drift: Drift::new(Pace::OFF),
+            canary: Canary::new(Duration::ZERO),
             leasing: Leasing::default(),
         };
         sync.adopt_names()?;
@@ -234,10 +240,12 @@ impl Sync {
         Ok(sync)
     }
 
-    /// The same, comparing the kernel with what it should hold at a pace.
-    pub(crate) fn watching(self, pace: Pace) -> Self {
+    /// The same, comparing the kernel with what it should hold at a pace, and looking for packets that go past our programs
+    /// at an interval; zero = never.
+    pub(crate) fn watching(self, pace: Pace, canary: Duration) -> Self {
         Self {
             drift: Drift::new(pace),
+            canary: Canary::new(canary),
             ..self
         }
     }
@@ -268,13 +276,15 @@ impl Sync {
     pub(crate) fn run(mut self, inputs: &Receiver<Input>) {
         loop {
             self.watch_drift();
+            self.watch_canary();
             let now = Instant::now();
             let ends = [self.broken, self.bypass.as_ref().map(|bypass| bypass.ends)];
             let look = ends
                 .into_iter()
                 .flatten()
                 .fold(self.endpoints.next_look(), Instant::min);
-            let next = self.drift.due().map_or(look, |due| due.min(look));
+            let watches = [self.drift.due(), self.canary.due()];
+            let next = watches.into_iter().flatten().fold(look, Instant::min);
             match inputs.recv_timeout(next.saturating_duration_since(now)) {
                 Ok(Input::Revision { revision, reply }) => {
                     let large = revision.snapshot;

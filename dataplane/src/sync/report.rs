@@ -43,12 +43,14 @@ impl Sync {
     fn generations(&self) -> Vec<EndpointGeneration> {
         let one = |(key, endpoint): (&WorkloadKey, &Arc<Endpoint>)| {
             let (live, why) = self.live(key);
+            let past = self.past(key);
             EndpointGeneration {
                 workload: Some(workload(key)),
                 pod_uid: endpoint.uid.clone(),
                 generation: live.map_or(0, |live| live.generation),
-                enforced: live.is_some(),
-                why,
+                enforced: live.is_some() && past.is_none(),
+                bypassed: past.is_some(),
+                why: past.unwrap_or(why),
             }
         };
         self.planner.state().endpoints.iter().map(one).collect()
@@ -70,6 +72,12 @@ impl Sync {
                 ),
             },
         }
+    }
+
+    /// Why packets of an endpoint are not judged although its device has our programs; `None` = they are, as far as is seen.
+    fn past(&self, key: &WorkloadKey) -> Option<String> {
+        let device = self.endpoints.device(key)?.ok()?;
+        self.canary.past(device.ifindex, &device.name)
     }
 
     /// Everyone who is here: pods that the runtime or the CNI plugin named, wanted or not, and devices that annotations named.
@@ -122,6 +130,7 @@ impl Sync {
             let (live, error) = self.live(key);
             let device = self.endpoints.device(key).and_then(Result::ok);
             let identity = live.map_or(0, |live| live.identity);
+            let past = self.past(key);
             EndpointStatus {
                 workload: Some(workload(key)),
                 pod_uid: endpoint.uid.clone(),
@@ -137,8 +146,8 @@ impl Sync {
                 egress_policies: policies(&endpoint.egress),
                 ingress_policies: policies(&endpoint.ingress),
                 generation: live.map_or(0, |live| live.generation),
-                enforced: live.is_some(),
-                error,
+                enforced: live.is_some() && past.is_none(),
+                error: past.unwrap_or(error),
             }
         };
         state.endpoints.iter().map(one).collect()
