@@ -3,9 +3,11 @@
 use core::{arch::asm, ffi::c_void};
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_NOEXIST},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_NOEXIST},
     btf_maps::{Array, HashMap, LpmTrie, lpm_trie::Key},
-    helpers::{bpf_loop, bpf_skb_load_bytes},
+    helpers::generated::{
+        bpf_l4_csum_replace, bpf_loop, bpf_probe_read_kernel, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    },
     macros::btf_map,
 };
 use bulkhead_verdict::{
@@ -14,12 +16,14 @@ use bulkhead_verdict::{
         Step,
         message::{MESSAGE, REVERSED},
         reversed_start,
+        stream::{BYTES, STREAMS, Stream},
         table::{
             BucketKey, KEY_BYTES, LEARNED, LearnedBucket, MEMBERS, MemberKey, Naming, PATTERNS, PENDING, PatternEntry,
             PendingBucket,
         },
     },
     layout::Word,
+    maps::Half,
 };
 
 use crate::{
@@ -40,6 +44,9 @@ static BK_MEMBER: HashMap<MemberKey, u32, { MEMBERS as usize }, ON_DEMAND> = Has
 static BK_LEARNED: HashMap<BucketKey, LearnedBucket, { LEARNED as usize }, ON_DEMAND> = HashMap::new();
 #[btf_map]
 static BK_PENDING: HashMap<BucketKey, PendingBucket, { PENDING as usize }, ON_DEMAND> = HashMap::new();
+
+#[btf_map]
+static BK_STREAM: HashMap<BucketKey, Stream, { STREAMS as usize }, ON_DEMAND> = HashMap::new();
 
 #[inline(always)]
 pub(crate) fn naming() -> Option<Naming> {
@@ -89,6 +96,18 @@ pub(crate) fn insert_pending(key: &BucketKey, empty: &PendingBucket) {
     let _there = BK_PENDING.insert(key, empty, u64::from(BPF_NOEXIST));
 }
 
+#[inline(always)]
+pub(crate) fn stream(key: &BucketKey) -> Option<&'static Stream> {
+    // SAFETY: as for LEARNED.
+    BK_STREAM.get_ptr(key).map(|stream| unsafe { &*stream })
+}
+
+#[inline(always)]
+pub(crate) fn insert_stream(key: &BucketKey, empty: &Stream) {
+    // Whether there is one now is asked anew.
+    let _there = BK_STREAM.insert(key, empty, u64::from(BPF_NOEXIST));
+}
+
 /// Compare and exchange.
 #[inline(always)]
 pub(crate) fn swap(word: &Word<u64>, old: u64, new: u64) -> bool {
@@ -113,6 +132,61 @@ pub(crate) fn copy(buffer: *mut __sk_buff, offset: u32, length: u32, into: &[Wor
     unsafe {
         let into = (&raw const *into).cast_mut().cast::<c_void>();
         bpf_skb_load_bytes(buffer.cast(), offset, into, length as u32) == 0
+    }
+}
+
+/// Copies bytes of the packet behind those of a stream.
+#[inline(always)]
+pub(crate) fn append(buffer: *mut __sk_buff, offset: u32, length: u32, into: &[Word<u8>; BYTES], at: u32) -> bool {
+    let (mut length, mut at) = (u64::from(length), u64::from(at));
+    // SAFETY: as in `copy`.
+    unsafe { asm!("{0} = {0}", "{1} = {1}", inout(reg) length, inout(reg) at) };
+    if length == 0 || length > MESSAGE as u64 || at >= MESSAGE as u64 {
+        return false;
+    }
+    // SAFETY: both are at most half of the buffer; words may be written through a shared reference.
+    unsafe {
+        let into = (&raw const *into).cast_mut().cast::<u8>().add(at as usize);
+        bpf_skb_load_bytes(buffer.cast(), offset, into.cast(), length as u32) == 0
+    }
+}
+
+/// Copies a message out of a stream, from behind its length on.
+#[inline(always)]
+pub(crate) fn message(from: &[Word<u8>; BYTES], length: u32, into: &[Word<u8>; MESSAGE]) -> bool {
+    let mut length = u64::from(length);
+    // SAFETY: as in `copy`.
+    unsafe { asm!("{0} = {0}", inout(reg) length) };
+    if length == 0 || length > MESSAGE as u64 {
+        return false;
+    }
+    // SAFETY: the length is compared with the shorter buffer's, and the other one has two bytes more than that to give.
+    unsafe {
+        let into = (&raw const *into).cast_mut().cast::<c_void>();
+        let from = (&raw const *from).cast::<u8>().add(2);
+        bpf_probe_read_kernel(into, length as u32, from.cast()) == 0
+    }
+}
+
+/// Changes two bytes of the packet and the checksum with them.
+#[inline(always)]
+pub(crate) fn rewrite(buffer: *mut __sk_buff, half: Half) -> bool {
+    let (old, new) = if half.odd {
+        (half.old, half.new)
+    } else {
+        (half.old.to_be(), half.new.to_be())
+    };
+    let bytes = half.new.to_be_bytes();
+    // SAFETY: the context is valid and the bytes live for the call; pointers into the packet are read anew at each load.
+    unsafe {
+        bpf_l4_csum_replace(
+            buffer,
+            half.checksum,
+            u64::from(old),
+            u64::from(new),
+            u64::from(BPF_F_MARK_MANGLED_0) | 2,
+        ) == 0
+            && bpf_skb_store_bytes(buffer, half.at, bytes.as_ptr().cast(), 2, 0) == 0
     }
 }
 

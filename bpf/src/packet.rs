@@ -5,9 +5,9 @@ use core::{arch::asm, mem::offset_of};
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_pull_data, programs::TcContext};
 use bulkhead_verdict::{
     Scratch, Stage,
-    dns::{Step, message::MESSAGE},
+    dns::{Step, message::MESSAGE, stream::BYTES},
     layout::Word,
-    maps::{Maps, Packet},
+    maps::{Half, Maps, Packet},
 };
 
 use crate::{dns, stage, state};
@@ -89,6 +89,27 @@ impl Packet for Skb {
     #[inline(always)]
     fn copy(&self, offset: u32, length: u32, into: &[Word<u8>; MESSAGE]) -> bool {
         dns::copy(self.buffer, offset, length, into)
+    }
+
+    #[inline(always)]
+    fn came_by(&self) -> u32 {
+        // SAFETY: as in `bounds`.
+        unsafe { (*self.buffer).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn append(&self, offset: u32, length: u32, into: &[Word<u8>; BYTES], at: u32) -> bool {
+        dns::append(self.buffer, offset, length, into, at)
+    }
+
+    #[inline(always)]
+    fn message(&self, from: &[Word<u8>; BYTES], length: u32, into: &[Word<u8>; MESSAGE]) -> bool {
+        dns::message(from, length, into)
+    }
+
+    #[inline(always)]
+    fn rewrite(&self, half: Half) -> bool {
+        dns::rewrite(self.buffer, half)
     }
 
     #[inline(always)]

@@ -14,6 +14,7 @@ use bulkhead_verdict::{
     address::Address,
     dns::{
         message::REVERSED,
+        stream::Stream,
         table::{BucketKey, LearnedBucket, MemberKey, Naming, PatternEntry, PendingBucket},
     },
     flow::idle::{self, Class},
@@ -145,6 +146,7 @@ impl Maps for Kernel {
     type DenyRef = &'static DenyEntry;
     type LearnedRef = &'static LearnedBucket;
     type PendingRef = &'static PendingBucket;
+    type StreamRef = &'static Stream;
 
     #[inline(always)]
     fn now(&self) -> u64 {
@@ -269,6 +271,16 @@ impl Maps for Kernel {
     #[inline(always)]
     fn insert_pending(&self, key: &BucketKey, empty: &PendingBucket) {
         dns::insert_pending(key, empty);
+    }
+
+    #[inline(always)]
+    fn stream(&self, key: &BucketKey) -> Option<Self::StreamRef> {
+        dns::stream(key)
+    }
+
+    #[inline(always)]
+    fn insert_stream(&self, key: &BucketKey, empty: &Stream) {
+        dns::insert_stream(key, empty);
     }
     #[inline(always)]
     fn swap(&self, word: &Word<u64>, old: u64, new: u64) -> bool {

@@ -10,7 +10,7 @@ pub fn drop_reason(reason: Reason) -> DropReason {
     match reason {
         Reason::PolicyDenied | Reason::Revoked => DropReason::PolicyDenied,
         Reason::MidStream => DropReason::CtMissingTcpAckFlag,
-        Reason::FragmentOrphan => DropReason::FirstLogicalDatagramFragmentNotFound,
+        Reason::FragmentOrphan | Reason::NameEarly => DropReason::FirstLogicalDatagramFragmentNotFound,
         Reason::SpoofedAddress | Reason::SpoofedArp | Reason::SpoofedNeighbour => DropReason::InvalidSourceIp,
         Reason::SpoofedMac => DropReason::InvalidSourceMac,
         Reason::WrongDestination => DropReason::StaleOrUnroutableIp,

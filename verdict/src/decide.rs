@@ -101,15 +101,14 @@ impl Stage {
 #[inline(always)]
 pub fn decide<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch, hook: Hook) -> Verdict {
     judge(packet, maps, scratch, hook);
+    if scratch.reason.passes() && dns::concerns(&scratch.headers, hook) {
+        packet.stage(maps, scratch, Stage::Names);
+    }
     maps.count(hook, scratch.reason as u8, scratch.moment.length);
     if !scratch.reason.passes() || scratch.record.event != NO_EVENT || record::is_first_fragment(&scratch.headers) {
         packet.stage(maps, scratch, Stage::Record);
     }
-    if scratch.reason.passes() {
-        if dns::concerns(&scratch.headers, hook) {
-            packet.stage(maps, scratch, Stage::Names);
-        }
-    } else {
+    if !scratch.reason.passes() {
         scratch.answer.clear();
         if answer::wanted(scratch) {
             packet.stage(maps, scratch, Stage::Answer);

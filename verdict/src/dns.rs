@@ -7,21 +7,28 @@
 
 mod choice;
 pub mod message;
+pub mod stream;
 pub mod table;
 
 use crate::{
     Scratch, Stage,
-    layout::NameKey,
-    maps::{Hook, Maps, Packet},
+    layout::{NameKey, address_flag},
+    maps::{Half, Hook, Maps, Packet},
     packet::{Fragment, Headers, Kind, tcp},
     port::protocol,
+    reason::Reason,
 };
 use message::{MESSAGE, NAME_STEPS, RECORD_STEPS, REVERSED_END, SHORTEST};
+use stream::Taken;
 use table::{
     BucketKey, CLAIMED, LEARNED_STEPS, LEARNED_WAYS, PENDING_STEPS, PENDING_WAYS, class_of, expiry_of, halves, ticket,
     word_of,
 };
 
+/// Largest answer over UDP that queries for names of rules may allow: it needs no fragments on any path (RFC 9715).
+pub const UDP_SIZE: u32 = 1232;
+/// Type of the record that says what a query allows.
+const OPT: u32 = 41;
 /// The port servers of names have, network byte order.
 const PORT: u16 = 53_u16.to_be();
 /// How long an answer may take, nanoseconds.
@@ -76,10 +83,17 @@ outcomes! {
     Fragmented = 202, "fragmented";
     /// It is longer than is read.
     TooLong = 203, "too-long";
-    /// Over TCP, and not one message in one segment.
+    /// Over TCP: a query that is not one message in one segment, several answers in one segment, or one of which a piece did
+    /// not come.
     Segmented = 204, "segmented";
     /// The tables took it not, or not all of it.
     Lost = 205, "lost";
+    /// A segment of an answer that came before one it follows; it is dropped, so that it comes again.
+    Early = 206, "early-segment";
+    /// It came by another device than its server's.
+    WrongDevice = 207, "wrong-device";
+    /// A query that allowed larger answers over UDP than arrive whole; it allows smaller ones now.
+    Clamped = 208, "clamped";
 }
 
 /// A piece of work that is done again and again.
@@ -131,7 +145,8 @@ pub(crate) fn concerns(headers: &Headers, hook: Hook) -> bool {
     port == PORT && matches!(headers.protocol, protocol::UDP | protocol::TCP)
 }
 
-/// Notes a query, or learns from an answer. The packet passes whatever this concludes.
+/// Notes a query, or learns from an answer. The packet passes whatever this concludes, unless it is a segment that must wait
+/// for another one ([`Reason::NameEarly`]).
 #[inline(always)]
 pub(crate) fn run<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) {
     let Some(naming) = maps.naming() else { return };
@@ -144,29 +159,18 @@ pub(crate) fn run<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratc
     maps.count(scratch.hook, outcome as u8, scratch.moment.length);
 }
 
-/// `None` for a segment without data.
+/// `None` for what has no message, or not yet.
 #[inline(always)]
 fn follow<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) -> Option<Outcome> {
     let headers = &scratch.headers;
     if headers.fragment != Fragment::Whole {
         return Some(Outcome::Fragmented);
     }
-    let mut at = headers.transport.wrapping_add(8);
-    let mut length = headers.end.wrapping_sub(at);
     if headers.protocol == protocol::TCP {
-        let [offset] = packet.load::<[u8; 1]>(headers.transport.wrapping_add(12) as usize)?;
-        let payload = headers.transport.wrapping_add(u32::from(offset >> 4).wrapping_mul(4));
-        if payload >= headers.end || headers.tcp_flags & (tcp::SYN | tcp::RST) != 0 {
-            return None;
-        }
-        at = payload.wrapping_add(2);
-        length = headers.end.wrapping_sub(at);
-        packet.reach(at as usize);
-        let stated = packet.load::<[u8; 2]>(payload as usize).map(u16::from_be_bytes);
-        if headers.end < at || stated.map(u32::from) != Some(length) {
-            return Some(Outcome::Segmented);
-        }
+        return segment(packet, maps, scratch);
     }
+    let at = headers.transport.wrapping_add(8);
+    let length = headers.end.wrapping_sub(at);
     if headers.end < at || length < SHORTEST {
         return Some(Outcome::Malformed);
     }
@@ -178,9 +182,97 @@ fn follow<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) -> Op
     }
     scratch.dns.begin_name(length);
     Some(match scratch.hook {
-        Hook::FromPod => query(packet, maps, scratch),
+        Hook::FromPod => {
+            let outcome = query(packet, maps, scratch);
+            if outcome == Outcome::Noted && clamp(packet, maps, scratch, at) {
+                maps.count(scratch.hook, Outcome::Clamped as u8, scratch.moment.length);
+            }
+            outcome
+        }
         Hook::ToPod => answer(packet, maps, scratch),
     })
+}
+
+/// The same for a segment of TCP. A query is one message in one segment; an answer may come in several.
+#[inline(always)]
+fn segment<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) -> Option<Outcome> {
+    let headers = &scratch.headers;
+    let [offset] = packet.load::<[u8; 1]>(headers.transport.wrapping_add(12) as usize)?;
+    let payload = headers.transport.wrapping_add(u32::from(offset >> 4).wrapping_mul(4));
+    if headers.tcp_flags & (tcp::SYN | tcp::RST) != 0 {
+        if scratch.hook == Hook::FromPod {
+            stream::begin(maps, scratch);
+        }
+        return None;
+    }
+    if payload >= headers.end {
+        return None;
+    }
+    if scratch.hook == Hook::ToPod {
+        let length = match stream::take(packet, maps, scratch, payload) {
+            Taken::Message(length) => length,
+            Taken::Piece => return None,
+            Taken::Early => {
+                scratch.reason = Reason::NameEarly;
+                return Some(Outcome::Early);
+            }
+            Taken::Not(outcome) => return Some(outcome),
+        };
+        if length < SHORTEST {
+            return Some(Outcome::Malformed);
+        }
+        scratch.dns.begin_name(length);
+        return Some(answer(packet, maps, scratch));
+    }
+    let at = payload.wrapping_add(2);
+    let length = headers.end.wrapping_sub(at);
+    packet.reach(at as usize);
+    let stated = packet.load::<[u8; 2]>(payload as usize).map(u16::from_be_bytes);
+    if headers.end < at || stated.map(u32::from) != Some(length) {
+        return Some(Outcome::Segmented);
+    }
+    if length < SHORTEST {
+        return Some(Outcome::Malformed);
+    }
+    if length as usize > MESSAGE {
+        return Some(Outcome::TooLong);
+    }
+    if !packet.copy(at, length, &scratch.dns.message) {
+        return Some(Outcome::Malformed);
+    }
+    scratch.dns.begin_name(length);
+    let outcome = query(packet, maps, scratch);
+    if outcome == Outcome::Noted {
+        stream::expect(packet, maps, scratch);
+    }
+    Some(outcome)
+}
+
+/// Lowers the size of answers that a query for a name of a rule allows (EDNS, RFC 6891) to what comes in one piece; `at` is where
+/// the message begins. Only where that is all the query has behind its question: a signed one must stay as it is.
+#[inline(always)]
+fn clamp<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &Scratch, at: u32) -> bool {
+    let dns = &scratch.dns;
+    let option = dns.walk.position;
+    let size_at = option.wrapping_add(3);
+    if dns.half(6) | dns.half(8) != 0
+        || dns.half(10) != 1
+        || size_at.wrapping_add(2) > dns.walk.end
+        || dns.byte(option) != 0
+        || dns.half(option.wrapping_add(1)) != OPT
+        || dns.half(size_at) <= UDP_SIZE
+        || class(maps, scratch) == 0
+    {
+        return false;
+    }
+    let half = Half {
+        at: at.wrapping_add(size_at),
+        old: dns.half(size_at) as u16,
+        new: UDP_SIZE as u16,
+        checksum: scratch.headers.transport.wrapping_add(6),
+        odd: size_at & 1 == 1,
+    };
+    packet.rewrite(half)
 }
 
 /// Reads the question; false when it cannot be used.
@@ -230,6 +322,21 @@ fn query<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) -> Out
     Outcome::Lost
 }
 
+/// False when an answer claims to be from a server of this node, a pod's or the node's own, and came by another way: whoever
+/// is outside could say so.
+#[inline(always)]
+fn comes_from_its_server<P: Packet, M: Maps>(packet: &P, maps: &M, headers: &Headers) -> bool {
+    let Some(server) = maps.address(maps.zone(), &headers.source) else {
+        return true;
+    };
+    if server.flags & address_flag::POD != 0 {
+        return server.slot == u32::MAX || maps.device(packet.came_by()) == Some(server.slot);
+    }
+    server.flags & (address_flag::LOCAL_NODE | address_flag::SERVICE) != address_flag::LOCAL_NODE
+        || packet.came_by() == 0
+        || packet.has_socket()
+}
+
 /// Takes the query an answer is for out of PENDING, so that it is answered once.
 #[inline(always)]
 fn claim<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) -> Result<(), Outcome> {
@@ -242,6 +349,9 @@ fn claim<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) -> Res
     let Some(bucket) = maps.pending(&key) else {
         return Err(Outcome::Unsolicited);
     };
+    if !comes_from_its_server(packet, maps, headers) {
+        return Err(Outcome::WrongDevice);
+    }
     let server = halves(&headers.source);
     scratch.dns.see_pending(&bucket, ticket, server);
     scratch.dns.choice.since = scratch.moment.now.saturating_sub(PATIENCE);

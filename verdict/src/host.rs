@@ -20,6 +20,7 @@ use crate::{
     decide,
     dns::{
         message::{MESSAGE, REVERSED, REVERSED_END},
+        stream::{BYTES, Stream},
         table::{BucketKey, LearnedBucket, MemberKey, Naming, PatternEntry, PendingBucket},
     },
     flow::idle::Class,
@@ -29,7 +30,7 @@ use crate::{
         LeaseKey, NameKey, NetworkEntry, NetworkKey, PEER_EPOCHS, PortSet, QUOTAS, Quota, RANGES, Range, RuleKey,
         TENTATIVE, Word, stat,
     },
-    maps::{Hook, Maps, Packet},
+    maps::{Half, Hook, Maps, Packet},
     quota,
 };
 
@@ -46,6 +47,8 @@ pub struct Slice<'a> {
     pub tagged: bool,
     /// The other hook wrote it as an answer.
     pub answer: bool,
+    /// Index of the device by which it came to this host; 0 = it was made here.
+    pub came_by: u32,
 }
 
 impl Packet for Slice<'_> {
@@ -69,18 +72,48 @@ impl Packet for Slice<'_> {
     fn is_answer(&self) -> bool {
         self.answer
     }
+    fn came_by(&self) -> u32 {
+        self.came_by
+    }
     fn copy(&self, offset: u32, length: u32, into: &[Word<u8>; MESSAGE]) -> bool {
-        let range = usize::try_from(offset)
-            .ok()
-            .zip(usize::try_from(length).ok())
-            .and_then(|(start, length)| Some(start..start.checked_add(length)?));
-        let Some(bytes) = range.and_then(|range| self.bytes.get(range)) else {
+        let Some(bytes) = self.part(offset, length) else {
             return false;
         };
         for (word, byte) in into.iter().zip(bytes) {
             word.set(*byte);
         }
         bytes.len() <= MESSAGE
+    }
+    fn append(&self, offset: u32, length: u32, into: &[Word<u8>; BYTES], at: u32) -> bool {
+        let (Some(bytes), Ok(at)) = (self.part(offset, length), usize::try_from(at)) else {
+            return false;
+        };
+        if bytes.len() > MESSAGE || at >= MESSAGE {
+            return false;
+        }
+        for (word, byte) in into.iter().skip(at).zip(bytes) {
+            word.set(*byte);
+        }
+        true
+    }
+    fn message(&self, from: &[Word<u8>; BYTES], length: u32, into: &[Word<u8>; MESSAGE]) -> bool {
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        for (word, byte) in into.iter().zip(from.iter().skip(2)).take(length) {
+            word.set(byte.get());
+        }
+        length <= MESSAGE
+    }
+    // A slice cannot be written; what becomes of the packet is looked at with real ones.
+    fn rewrite(&self, _half: Half) -> bool {
+        true
+    }
+}
+
+impl Slice<'_> {
+    fn part(&self, offset: u32, length: u32) -> Option<&[u8]> {
+        let start = usize::try_from(offset).ok()?;
+        let end = start.checked_add(usize::try_from(length).ok()?)?;
+        self.bytes.get(start..end)
     }
 }
 
@@ -211,6 +244,8 @@ pub struct MemMaps {
     pub learned: RefCell<HashMap<BucketKey, Rc<LearnedBucket>>>,
     /// PENDING.
     pub pending: RefCell<HashMap<BucketKey, Rc<PendingBucket>>>,
+    /// STREAMS.
+    pub streams: RefCell<HashMap<BucketKey, Rc<Stream>>>,
     /// DENIES.
     pub denies: RefCell<HashMap<DenyKey, Rc<DenyEntry>>>,
     /// The event ring.
@@ -275,6 +310,7 @@ impl MemMaps {
                 socket: probe.socket,
                 tagged: false,
                 answer: false,
+                came_by: 0,
             },
         )
     }
@@ -359,6 +395,7 @@ impl Maps for MemMaps {
     type DenyRef = Rc<DenyEntry>;
     type LearnedRef = Rc<LearnedBucket>;
     type PendingRef = Rc<PendingBucket>;
+    type StreamRef = Rc<Stream>;
 
     fn now(&self) -> u64 {
         self.now.get()
@@ -448,6 +485,15 @@ impl Maps for MemMaps {
     }
     fn insert_pending(&self, key: &BucketKey, _empty: &PendingBucket) {
         self.pending.borrow_mut().entry(*key).or_default();
+    }
+    fn stream(&self, key: &BucketKey) -> Option<Rc<Stream>> {
+        self.streams.borrow().get(key).cloned()
+    }
+    fn insert_stream(&self, key: &BucketKey, _empty: &Stream) {
+        self.streams
+            .borrow_mut()
+            .entry(*key)
+            .or_insert_with(|| Rc::new(Stream::FREE));
     }
     fn swap(&self, word: &Word<u64>, old: u64, new: u64) -> bool {
         let same = word.get() == old;

@@ -11,6 +11,7 @@ use crate::{
     dns::{
         Step,
         message::{MESSAGE, REVERSED},
+        stream::{BYTES, Stream},
         table::{BucketKey, LearnedBucket, MemberKey, Naming, PatternEntry, PendingBucket},
     },
     flow::idle::Class,
@@ -28,6 +29,21 @@ pub enum Hook {
     FromPod = 0,
     /// A packet towards the pod.
     ToPod = 1,
+}
+
+/// Two bytes of a packet that are to be others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Half {
+    /// Where they are.
+    pub at: u32,
+    /// What they are.
+    pub old: u16,
+    /// What they are to be.
+    pub new: u16,
+    /// Where the checksum over them is; 0 in it = there is none.
+    pub checksum: u32,
+    /// They are two halves of 16-bit words, for the checksum.
+    pub odd: bool,
 }
 
 /// A packet as the hook sees it.
@@ -57,6 +73,15 @@ pub trait Packet {
     }
     /// Copies `length` bytes from an offset on, which are at most as many as `into` has; false when they are not there.
     fn copy(&self, offset: u32, length: u32, into: &[Word<u8>; MESSAGE]) -> bool;
+    /// Index of the device by which it came to this host; 0 when it was made here.
+    fn came_by(&self) -> u32;
+    /// Copies `length` bytes from an offset on to `at`, which is less than `into` is half long; false when they are not there or
+    /// more than half of that.
+    fn append(&self, offset: u32, length: u32, into: &[Word<u8>; BYTES], at: u32) -> bool;
+    /// Copies a message out of a stream, from behind its length on; false when it does not fit.
+    fn message(&self, from: &[Word<u8>; BYTES], length: u32, into: &[Word<u8>; MESSAGE]) -> bool;
+    /// Changes two bytes, and the checksum with them; false when that cannot be.
+    fn rewrite(&self, half: Half) -> bool;
     /// Runs a step until it says that it was the last one, at most so many times. In the kernel its body is checked once.
     #[inline(always)]
     fn repeat<M: Maps>(&self, maps: &M, scratch: &mut Scratch, step: Step, times: u32)
@@ -81,6 +106,8 @@ pub trait Maps {
     type LearnedRef: Deref<Target = LearnedBucket>;
     /// A reference to queries.
     type PendingRef: Deref<Target = PendingBucket>;
+    /// A reference to a stream.
+    type StreamRef: Deref<Target = Stream>;
 
     /// Coarse `CLOCK_MONOTONIC`, nanoseconds.
     fn now(&self) -> u64;
@@ -131,6 +158,10 @@ pub trait Maps {
     fn pending(&self, key: &BucketKey) -> Option<Self::PendingRef>;
     /// Adds a bucket to PENDING, unless there is one.
     fn insert_pending(&self, key: &BucketKey, empty: &PendingBucket);
+    /// STREAMS.
+    fn stream(&self, key: &BucketKey) -> Option<Self::StreamRef>;
+    /// Adds a stream to STREAMS, unless there is one.
+    fn insert_stream(&self, key: &BucketKey, empty: &Stream);
     /// Writes a word if it still is what it was; false when it is not.
     fn swap(&self, word: &Word<u64>, old: u64, new: u64) -> bool;
 

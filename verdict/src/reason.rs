@@ -112,6 +112,9 @@ reasons! {
     UnknownAction = 118, "unknown-action";
     /// The endpoint has more flows open that nobody answered than one endpoint may; live flows are untouched.
     FlowQuota = 119, "flow-quota";
+    /// A segment of an answer to a query for names over TCP that came before one it follows. Names are learned in order, so it has to
+    /// come again; TCP sees to that.
+    NameEarly = 120, "early-name-segment";
 
     // --- drops: the uplink ------------------------------------------------------------------------------------
     /// The source is in a threat feed.

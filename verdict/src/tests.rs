@@ -32,6 +32,7 @@ fn from(maps: &MemMaps, pod: u32, frame: &[u8]) -> Verdict {
             socket: false,
             tagged: false,
             answer: false,
+            came_by: 0,
         },
     )
 }
@@ -46,6 +47,7 @@ fn to(maps: &MemMaps, pod: u32, frame: &[u8]) -> Verdict {
             socket: false,
             tagged: false,
             answer: false,
+            came_by: 0,
         },
     )
 }

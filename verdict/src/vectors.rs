@@ -293,6 +293,7 @@ pub fn run(vector: &Vector, sockets: Option<bool>) -> Vec<Judged> {
                     socket: sockets.unwrap_or(sent.socket),
                     tagged: false,
                     answer: sent.answer,
+                    came_by: 0,
                 };
                 let (verdict, answer) = maps.decide_and_answer(sent.hook, &packet);
                 judged.push(Judged {

@@ -8,7 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use bulkhead_verdict::{dns::table as n, layout as l};
+use bulkhead_verdict::{
+    dns::{stream::Stream, table as n},
+    layout as l,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{
@@ -37,7 +40,7 @@ pub(super) const fn spec<K, V>(name: &'static str, kind: u32) -> Spec {
 }
 
 /// Every map that is pinned. `BK_SCRATCH` is not: it is working memory, and a new build may want more of it.
-pub(crate) const MAPS: [Spec; 28] = [
+pub(crate) const MAPS: [Spec; 29] = [
     spec::<u32, u32>("BK_DEVICE", map_type::HASH),
     spec::<u32, l::EndpointWord>("BK_ENDPOINT", map_type::ARRAY),
     spec::<u32, l::Config>("BK_CONFIG", map_type::ARRAY),
@@ -66,6 +69,7 @@ pub(crate) const MAPS: [Spec; 28] = [
     spec::<n::MemberKey, u32>("BK_MEMBER", map_type::HASH),
     spec::<n::BucketKey, n::LearnedBucket>("BK_LEARNED", map_type::HASH),
     spec::<n::BucketKey, n::PendingBucket>("BK_PENDING", map_type::HASH),
+    spec::<n::BucketKey, Stream>("BK_STREAM", map_type::HASH),
 ];
 
 /// Key of `BK_NETWORK`: the trie wants the number of significant bits in front of the data.

@@ -10,6 +10,7 @@ use bulkhead_verdict::{
     address::Address,
     dns::{
         place,
+        stream::{OF_ENDPOINT, Stream},
         table::{
             BucketKey, CLAIMED, KEY_BYTES, LEARNED_BUCKETS, LearnedBucket, MemberKey, Naming, PENDING_BUCKETS,
             PatternEntry, PendingBucket, class_of,
@@ -43,6 +44,7 @@ pub(crate) struct NameMaps {
     members: Table<MemberKey, u32>,
     learned: Table<BucketKey, LearnedBucket>,
     pending: Table<BucketKey, PendingBucket>,
+    streams: Table<BucketKey, Stream>,
 }
 
 impl NameMaps {
@@ -53,6 +55,7 @@ impl NameMaps {
             members: table(folder, "BK_MEMBER")?,
             learned: table(folder, "BK_LEARNED")?,
             pending: table(folder, "BK_PENDING")?,
+            streams: table(folder, "BK_STREAM")?,
         })
     }
 
@@ -146,6 +149,7 @@ impl NameMaps {
             };
             self.learned.remove_all(&keys(LEARNED_BUCKETS))?;
             self.pending.remove_all(&keys(PENDING_BUCKETS))?;
+            self.streams.remove_all(&keys(OF_ENDPOINT))?;
         }
         Ok(())
     }

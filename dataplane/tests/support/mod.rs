@@ -15,6 +15,7 @@ use aya::{
 use bulkhead_dataplane::kernel::OBJECT;
 use bulkhead_verdict::{
     Scratch, Verdict,
+    dns::stream::Stream,
     dns::table::{BucketKey, KEY_BYTES, LearnedBucket, MemberKey, Naming, PatternEntry, PendingBucket},
     layout::{
         AddressEntry, AddressKey, Alternative, Config, DenyEntry, DenyKey, EndpointWord, Flow, FlowKey, FragmentEntry,
@@ -268,6 +269,7 @@ impl Machine {
             "BK_MEMBER": MemberKey, u32;
             "BK_LEARNED": BucketKey, LearnedBucket;
             "BK_PENDING": BucketKey, PendingBucket;
+            "BK_STREAM": BucketKey, Stream;
             "BK_CONFIRMED": FlowKey, Flow;
             "BK_TENTATIVE": FlowKey, Flow;
             "BK_FRAGMENT": FragmentKey, FragmentEntry;

@@ -30,6 +30,7 @@ fuzz_target!(|bytes: &[u8]| {
             socket: place & 0x40 != 0,
             tagged: place & 0x80 != 0,
             answer: false,
+            came_by: 0,
         };
         let verdict = maps.decide(hook, &slice);
         packets += 1;

@@ -28,6 +28,8 @@ fn slice(bytes: &[u8], ifindex: u32) -> Slice<'_> {
         ifindex,
         socket: false,
         tagged: false,
+        answer: false,
+        came_by: 0,
     }
 }
 

@@ -16,6 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
         socket: false,
         tagged: false,
         answer: false,
+        came_by: 0,
     };
     let mut headers = Headers::default();
     if packet::parse(&slice, &mut headers).is_err() {

@@ -3,6 +3,7 @@
 
 use super::{
     choice::{Choice, Seen},
+    stream::Stream,
     table::{LEARNED_WAYS, LearnedBucket, LearnedWay, NAME_MAX, PENDING_WAYS, PendingBucket, PendingWay},
 };
 use crate::{address::Address, layout::Word};
@@ -41,6 +42,8 @@ pub struct Working {
     pub empty_learned: LearnedBucket,
     /// What a bucket of PENDING is at first. Never written.
     pub empty_pending: PendingBucket,
+    /// What a stream is at first. Never written.
+    pub empty_stream: Stream,
     pub(crate) walk: Walk,
     pub(crate) choice: Choice,
     pub(crate) seen: [Seen; LEARNED_WAYS],
@@ -98,6 +101,7 @@ impl Working {
             empty_pending: PendingBucket {
                 ways: [const { PendingWay::FREE }; PENDING_WAYS],
             },
+            empty_stream: Stream::FREE,
             walk: Walk {
                 question: 0,
                 boot: 0,

@@ -148,10 +148,15 @@ impl Message {
 
     /// As the payload of a TCP segment: its length goes in front.
     pub fn in_segment(&self, frame: Frame) -> Vec<u8> {
+        payload(frame, &self.with_length())
+    }
+
+    /// As it is in a TCP stream.
+    pub fn with_length(&self) -> Vec<u8> {
         let bytes = self.bytes();
-        let mut payload_bytes = u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes().to_vec();
-        payload_bytes.extend(bytes);
-        payload(frame, &payload_bytes)
+        let mut stream = u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes().to_vec();
+        stream.extend(bytes);
+        stream
     }
 }
 

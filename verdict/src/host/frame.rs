@@ -8,10 +8,22 @@ use crate::port::protocol;
 #[derive(Clone, Debug)]
 enum Body {
     Nothing,
-    Tcp { ports: [u16; 2], flags: u8 },
-    Udp { ports: [u16; 2] },
-    Sctp { ports: [u16; 2] },
-    Icmp { kind: u8, code: u8, rest: Vec<u8> },
+    Tcp {
+        ports: [u16; 2],
+        flags: u8,
+        numbers: [u32; 2],
+    },
+    Udp {
+        ports: [u16; 2],
+    },
+    Sctp {
+        ports: [u16; 2],
+    },
+    Icmp {
+        kind: u8,
+        code: u8,
+        rest: Vec<u8>,
+    },
     Raw(Vec<u8>),
 }
 
@@ -64,8 +76,16 @@ impl Frame {
             Body::Tcp {
                 ports: [source, destination],
                 flags,
+                numbers: [1, 1],
             },
         );
+        self
+    }
+    /// Sequence number and acknowledgement number of the TCP segment; 1 and 1 otherwise.
+    pub fn numbered(mut self, sequence: u32, acknowledgement: u32) -> Self {
+        if let Body::Tcp { numbers, .. } = &mut self.body {
+            *numbers = [sequence, acknowledgement];
+        }
         self
     }
     /// A UDP datagram.
@@ -252,9 +272,10 @@ impl Frame {
         let mut bytes = match &self.body {
             Body::Nothing => Vec::new(),
             Body::Raw(bytes) => bytes.clone(),
-            Body::Tcp { ports, flags } => {
+            Body::Tcp { ports, flags, numbers } => {
                 let mut header = port_bytes(*ports);
-                header.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, *flags, 0xff, 0xff, 0, 0, 0, 0]);
+                header.extend(numbers.iter().flat_map(|number| number.to_be_bytes()));
+                header.extend([0x50, *flags, 0xff, 0xff, 0, 0, 0, 0]);
                 header
             }
             Body::Udp { ports } => {

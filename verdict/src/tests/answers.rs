@@ -30,6 +30,7 @@ fn answer(frame: &[u8]) -> Vec<u8> {
         socket: false,
         tagged: false,
         answer: false,
+        came_by: 0,
     };
     maps(&world).decide_and_answer(Hook::FromPod, &packet).1
 }
@@ -57,6 +58,7 @@ fn answer_to_live(net: &Net, frame: &[u8]) -> Vec<u8> {
         socket: false,
         tagged: false,
         answer: false,
+        came_by: 0,
     };
     maps.decide_and_answer(Hook::FromPod, &packet).1
 }
@@ -69,6 +71,7 @@ fn headers(frame: &[u8]) -> Headers {
         socket: false,
         tagged: false,
         answer: false,
+        came_by: 0,
     };
     packet::parse(&packet, &mut headers).unwrap();
     headers

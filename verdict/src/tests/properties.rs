@@ -136,7 +136,7 @@ proptest! {
     fn any_bytes_are_judged(bytes in vec(any::<u8>(), 0..300), pod in 0..4_u32, socket in any::<bool>()) {
         let maps = maps(&World::open());
         for hook in [Hook::FromPod, Hook::ToPod] {
-            let verdict = maps.decide(hook, &Slice { bytes: &bytes, ifindex: pod, socket, tagged: false, answer: false });
+            let verdict = maps.decide(hook, &Slice { bytes: &bytes, ifindex: pod, socket, tagged: false, answer: false, came_by: 0 });
             prop_assert!(!verdict.reason.passes(), "noise passed: {verdict:?}");
         }
     }
@@ -148,7 +148,7 @@ proptest! {
         bytes.truncate(bytes.len().max(cut) - cut.min(bytes.len()));
         let maps = maps(&World::open());
         for hook in [Hook::FromPod, Hook::ToPod] {
-            maps.decide(hook, &Slice { bytes: &bytes, ifindex: A, socket: false, tagged: false, answer: false });
+            maps.decide(hook, &Slice { bytes: &bytes, ifindex: A, socket: false, tagged: false, answer: false, came_by: 0 });
         }
     }
 
@@ -157,7 +157,7 @@ proptest! {
         let read = |shape| {
             let bytes = build(&net, Shape { fragment: None, ..shape }).build();
             let mut headers = Headers::default();
-            packet::parse(&Slice { bytes: &bytes, ifindex: 0, socket: false, tagged: false, answer: false }, &mut headers).unwrap();
+            packet::parse(&Slice { bytes: &bytes, ifindex: 0, socket: false, tagged: false, answer: false, came_by: 0 }, &mut headers).unwrap();
             let mut key = FlowKey::default();
             let low = crate::flow::key_of(&headers, 0, &mut key);
             (key, low)
@@ -195,12 +195,12 @@ proptest! {
             }
             let bytes = build(&net, shape).build();
             let (hook, device) = (if towards { Hook::ToPod } else { Hook::FromPod }, if at_b { B } else { A });
-            let verdict = maps.decide(hook, &Slice { bytes: &bytes, ifindex: device, socket: false, tagged: false, answer: false });
+            let verdict = maps.decide(hook, &Slice { bytes: &bytes, ifindex: device, socket: false, tagged: false, answer: false, came_by: 0 });
             if !matches!(verdict.reason, Reason::Established | Reason::Allowed | Reason::ReplyAllowed) {
                 continue;
             }
             let mut headers = Headers::default();
-            let slice = Slice { bytes: &bytes, ifindex: device, socket: false, tagged: false, answer: false };
+            let slice = Slice { bytes: &bytes, ifindex: device, socket: false, tagged: false, answer: false, came_by: 0 };
             packet::parse(&slice, &mut headers).unwrap();
             let mut key = FlowKey::default();
             let source_is_low = crate::flow::key_of(&headers, 0, &mut key);
@@ -219,11 +219,11 @@ proptest! {
         let bytes = build(&net, shape).build();
         if own_flow {
             // The owner of the address talks first, both ways.
-            maps.decide(Hook::FromPod, &Slice { bytes: &bytes, ifindex: B, socket: false, tagged: false, answer: false });
+            maps.decide(Hook::FromPod, &Slice { bytes: &bytes, ifindex: B, socket: false, tagged: false, answer: false, came_by: 0 });
             to(&maps, B, &bytes);
         }
         let forged = build(&net, shape).source_mac(mac(A)).build();
-        let verdict = maps.decide(Hook::FromPod, &Slice { bytes: &forged, ifindex: A, socket: false, tagged: false, answer: false });
+        let verdict = maps.decide(Hook::FromPod, &Slice { bytes: &forged, ifindex: A, socket: false, tagged: false, answer: false, came_by: 0 });
         prop_assert!(!verdict.reason.passes() || shape.source % 7 == 0, "{verdict:?}");
     }
 
@@ -238,7 +238,7 @@ proptest! {
         }
         for hook in [Hook::FromPod, Hook::ToPod] {
             let bytes = build(&net, shape).build();
-            let verdict = maps.decide(hook, &Slice { bytes: &bytes, ifindex: A, socket: false, tagged: false, answer: false });
+            let verdict = maps.decide(hook, &Slice { bytes: &bytes, ifindex: A, socket: false, tagged: false, answer: false, came_by: 0 });
             prop_assert!(!verdict.reason.passes() || verdict.reason == Reason::SelfTraffic, "{verdict:?}");
         }
     }

@@ -335,6 +335,7 @@ fn a_tag_beside_the_bytes_is_no_way_around() {
         socket: false,
         tagged: true,
         answer: false,
+        came_by: 0,
     };
     assert_eq!(maps.decide(Hook::FromPod, &tagged).reason, Reason::UnknownEthertype);
 }

@@ -331,6 +331,8 @@ mod tests {
             Reason::FlowTableFull,
             Reason::UnknownAction,
             Reason::MalformedEthernet,
+            // Takes a query first.
+            Reason::NameEarly,
         ];
         assert!(missing.iter().all(|reason| elsewhere.contains(reason)), "{missing:?}");
     }

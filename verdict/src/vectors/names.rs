@@ -9,6 +9,7 @@ use super::{
 use crate::{
     dns::{
         reversed_name,
+        stream::EARLY_MAX,
         table::{MemberKey, PatternEntry},
     },
     host::{
@@ -16,7 +17,7 @@ use crate::{
         frame::{Frame, frame},
     },
     layout::{Alternative, guard},
-    packet::tcp::{ACK, SYN},
+    packet::tcp::{ACK, RST, SYN},
     reason::Reason,
 };
 
@@ -112,6 +113,7 @@ pub(super) fn vectors() -> Vec<Vector> {
             list.extend(wrong(net));
             list.extend(several(net));
             list.extend(over_tcp(net));
+            list.extend(in_pieces(net));
             list
         })
         .collect()
@@ -353,4 +355,104 @@ fn over_tcp(net: &Net) -> Vec<Vector> {
             .from(A, connect(net, 2), Reason::PolicyDenied, 502)
             .end(),
     ]
+}
+
+/// Where A's connection to the server begins: what the query acknowledges, and the answer's first byte.
+const BEGIN: u32 = 0xffff_fff0;
+
+/// A segment of the server's, with so many bytes of its stream in front.
+fn piece(net: &Net, port: u16, before: usize, bytes: &[u8]) -> Vec<u8> {
+    let sequence = BEGIN.wrapping_add(u32::try_from(before).unwrap_or(u32::MAX));
+    dns::payload(frame(net.c, net.a).tcp(53, port, ACK).numbered(sequence, 1), bytes)
+}
+
+/// Answers over TCP in more than one segment, across the end of the sequence numbers.
+fn in_pieces(net: &Net) -> Vec<Vector> {
+    let query = query(net, "api.example.com");
+    let many = (0..100).map(|last| Record::address(IpAddr::V4(Ipv4Addr::new(203, 0, 113, last)), 60));
+    let bytes = query.answer(many.chain([address(net)]).collect()).with_length();
+    let length = bytes.len();
+    let asks = || query.in_segment(by_a(net, net.c).tcp(PORT, 53, ACK).numbered(1, BEGIN));
+    let open = |what: &str| {
+        Story::new(format!("names: {what}, {}", net.name), named())
+            .from(A, by_a(net, net.c).tcp(PORT, 53, SYN).build(), Reason::Allowed, 600)
+            .to(
+                A,
+                frame(net.c, net.a).tcp(53, PORT, SYN | ACK).build(),
+                Reason::Established,
+                600,
+            )
+            .from(A, asks(), Reason::Established, 600)
+    };
+    let part = |range: std::ops::Range<usize>| piece(net, PORT, range.start, bytes.get(range).unwrap_or_default());
+    let learned = |story: Story| story.from(A, connect(net, 2), Reason::Allowed, 501).end();
+    let not_learned = |story: Story| story.from(A, connect(net, 2), Reason::PolicyDenied, 502).end();
+    let passes = |story: Story, frame: Vec<u8>| story.to(A, frame, Reason::Established, 600);
+    let early = |story: Story, frame: Vec<u8>| story.to(A, frame, Reason::NameEarly, 600);
+
+    let mut in_order = open("an answer over TCP in pieces");
+    for range in [0..1, 1..2, 2..9, 9..700, 700..length] {
+        in_order = passes(in_order, part(range));
+    }
+    let mut waits = passes(open("a piece that comes too early waits"), part(0..500));
+    waits = early(waits, part(900..length));
+    waits = not_learned_yet(waits, net);
+    waits = passes(waits, part(500..900));
+    waits = passes(waits, part(900..length));
+    let mut twice = passes(open("pieces that come twice and overlap"), part(0..500));
+    for range in [0..500, 100..400, 300..800, 0..800, 700..length] {
+        twice = passes(twice, part(range));
+    }
+    let mut given_up = passes(
+        open("a piece that never comes is not waited for without end"),
+        part(0..500),
+    );
+    for _ in 0..EARLY_MAX {
+        given_up = early(given_up, part(900..length));
+    }
+    given_up = passes(given_up, part(900..length));
+    let mut pipelined = bytes.clone();
+    pipelined.extend(&bytes);
+    let two = passes(open("two answers in a segment"), piece(net, PORT, 0, &pipelined));
+    let far = piece(net, PORT, 1 << 21, &bytes);
+    let nobodys = passes(
+        passes(open("a segment beyond all windows is nobody's"), far),
+        part(0..length),
+    );
+    let again = open("a port that is used again")
+        .from(
+            A,
+            by_a(net, net.c).tcp(PORT, 53, RST | ACK).build(),
+            Reason::Established,
+            600,
+        )
+        .from(A, by_a(net, net.c).tcp(PORT, 53, SYN).build(), Reason::Allowed, 600)
+        .to(
+            A,
+            frame(net.c, net.a).tcp(53, PORT, SYN | ACK).build(),
+            Reason::Established,
+            600,
+        )
+        .from(
+            A,
+            query.in_segment(by_a(net, net.c).tcp(PORT, 53, ACK).numbered(1, 77)),
+            Reason::Established,
+            600,
+        );
+    let answer = dns::payload(frame(net.c, net.a).tcp(53, PORT, ACK).numbered(77, 1), &bytes);
+    vec![
+        learned(in_order),
+        learned(waits),
+        learned(twice),
+        not_learned(given_up),
+        not_learned(two),
+        learned(nobodys),
+        learned(passes(again, answer)),
+        not_learned(passes(open("half an answer in pieces"), part(0..700))),
+    ]
+}
+
+/// Nothing was learned so far.
+fn not_learned_yet(story: Story, net: &Net) -> Story {
+    story.from(A, connect(net, 9), Reason::PolicyDenied, 502)
 }
