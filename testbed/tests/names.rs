@@ -56,6 +56,8 @@ type Known = Mutex<BTreeMap<(String, u16), Vec<Record>>>;
 
 /// A server of names, and one that accepts connections at every address of theirs.
 struct Outside {
+    /// The largest answer the last query over UDP allowed (EDNS).
+    allowed: Arc<Mutex<Option<u16>>>,
     /// What the server says, by name and type; of other names of the form `n7.…` it knows the address, `hold…` it lets wait.
     records: Arc<Known>,
     server: [UdpSocket; 2],
@@ -70,10 +72,11 @@ impl Outside {
             )
             .unwrap();
         let records = Arc::new(Mutex::new(BTreeMap::new()));
+        let allowed = Arc::new(Mutex::new(None));
         let server = Testnet::OUTSIDE.map(|address| {
             let socket = net.outside.inside(|| UdpSocket::bind((address, 53))).unwrap().unwrap();
-            let (own, known) = (socket.try_clone().unwrap(), records.clone());
-            thread::spawn(move || answer(&own, &known));
+            let (own, known, allowed) = (socket.try_clone().unwrap(), records.clone(), allowed.clone());
+            thread::spawn(move || answer(&own, &known, &allowed));
             let listener = net
                 .outside
                 .inside(|| TcpListener::bind((address, 53)))
@@ -91,7 +94,11 @@ impl Outside {
                 thread::spawn(move || echo(stream));
             }
         });
-        Self { records, server }
+        Self {
+            allowed,
+            records,
+            server,
+        }
     }
 
     fn knows(&self, name: &str, kind: u16, records: Vec<Record>) {
@@ -137,9 +144,12 @@ fn reply(query: &[u8], known: &Known) -> Option<Message> {
     Some(Message::query(id, &name, kind).answer(answers))
 }
 
-fn answer(socket: &UdpSocket, known: &Known) {
+fn answer(socket: &UdpSocket, known: &Known, allowed: &Mutex<Option<u16>>) {
     let mut buffer = [0; 1500];
     while let Ok((bytes, from)) = socket.recv_from(&mut buffer) {
+        let option = buffer[..bytes].iter().rev().skip(6).take(2);
+        let size = option.zip([0, 8]).map(|(byte, shift)| u16::from(*byte) << shift).sum();
+        *allowed.lock().unwrap() = (buffer[11] == 1).then_some(size);
         if let Some(message) = reply(&buffer[..bytes], known) {
             drop(socket.send_to(&message.bytes(), from));
         }
@@ -155,10 +165,12 @@ fn answer_streams(listener: &TcpListener, known: &Known) {
         let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
         stream.read_exact(&mut query).unwrap();
         if let Some(message) = reply(&query, known) {
-            let bytes = message.bytes();
-            let mut all = u16::try_from(bytes.len()).unwrap().to_be_bytes().to_vec();
-            all.extend(bytes);
-            drop(stream.write_all(&all));
+            // In pieces, as a real one comes over a network.
+            stream.set_nodelay(true).unwrap();
+            for piece in message.with_length().chunks(700) {
+                drop(stream.write_all(piece));
+                thread::sleep(Duration::from_millis(5));
+            }
         }
     }
 }
@@ -241,6 +253,50 @@ fn flood(pod: &Pod, ipv6: bool) {
     }
 }
 
+/// Asks over TCP, and waits for the whole answer.
+fn over_tcp(pod: &Pod, ipv6: bool, name: &str) {
+    let server = Testnet::OUTSIDE[usize::from(ipv6)];
+    let open = || TcpStream::connect((server, 53));
+    let mut stream = pod.netns.inside(open).unwrap().unwrap();
+    stream.set_read_timeout(Some(ALLOWED)).unwrap();
+    let query = Message::query(3, name, kind(ipv6)).with_length();
+    stream.write_all(&query).unwrap();
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).unwrap();
+    let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut answer).unwrap();
+}
+
+#[test]
+fn large_answers_are_learned_too() {
+    if skipped() {
+        return;
+    }
+    let (net, outside, stack) = start(&[]);
+    let web = net.pod("web");
+    for ipv6 in [false, true] {
+        let last = number(0x6100, ipv6);
+        let many = (0..120).map(|part| Record::address(number(0x6200 + part, ipv6), 60));
+        let records: Vec<Record> = many.chain([Record::address(last, 60)]).collect();
+        outside.knows("many.shop.test", kind(ipv6), records);
+        over_tcp(web, ipv6, "many.shop.test");
+        assert!(allowed(web, last), "an answer over TCP in pieces, IPv6 {ipv6}");
+    }
+    // The query says how large an answer over UDP may be; more than fits a packet would come in fragments. Even and odd places.
+    for (name, expected) in [("n7.shop.test", 1232), ("n77.shop.test", 1232), ("n8.evil.test", 4096)] {
+        let mut query = Message::query(9, name, dns::A).bytes();
+        query[11] = 1;
+        query.extend([0, 0, 41, 0x10, 0, 0, 0, 0, 0, 0, 0]);
+        let socket = resolver(web, false);
+        socket.send(&query).unwrap();
+        socket.recv(&mut [0; 1500]).unwrap();
+        assert_eq!(*outside.allowed.lock().unwrap(), Some(expected), "{name}");
+    }
+    let status = stack.agent(0).unwrap().agent_status().unwrap();
+    assert_eq!(counted(&status, "clamped"), 2);
+    assert_eq!(counted(&status, "segmented") + counted(&status, "early-segment"), 0);
+}
+
 /// Aliases, another case, deep wildcards, TCP; and what no rule names.
 fn every_kind_of_name(net: &Testnet, outside: &Outside) {
     let web = net.pod("web");
@@ -272,17 +328,7 @@ fn every_kind_of_name(net: &Testnet, outside: &Outside) {
         assert!(denied(web, v4(201, last)), "{name}");
     }
     outside.knows("over.shop.test", dns::A, vec![Record::address(v4(200, 4), 60)]);
-    let mut stream = web
-        .netns
-        .inside(|| TcpStream::connect((Testnet::OUTSIDE[0], 53)))
-        .unwrap()
-        .unwrap();
-    let query = Message::query(3, "over.shop.test", dns::A).bytes();
-    let mut all = u16::try_from(query.len()).unwrap().to_be_bytes().to_vec();
-    all.extend(query);
-    stream.write_all(&all).unwrap();
-    let mut length = [0; 2];
-    stream.read_exact(&mut length).unwrap();
+    over_tcp(web, false, "over.shop.test");
     assert!(allowed(web, v4(200, 4)), "an answer over TCP");
     assert!(denied(net.pod("flood"), v4(200, 4)), "what one pod learned is its own");
 }

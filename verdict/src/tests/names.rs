@@ -8,7 +8,7 @@ use super::{from, maps, to};
 use crate::{
     dns::{LIVE_HOLD, Outcome, place, table},
     host::{
-        MemMaps,
+        MemMaps, Slice,
         dns::{self, Message, Record},
         frame::frame,
     },
@@ -17,7 +17,7 @@ use crate::{
     reason::Reason,
     vectors::{
         names::named,
-        world::{A, B, Net, by_a, by_b, nets},
+        world::{A, B, EGRESS, Net, allow, by_a, by_b, nets, who},
     },
 };
 
@@ -230,5 +230,37 @@ proptest! {
         let learned = counted(&maps, Outcome::Learned);
         let ways: usize = maps.learned.borrow().values().flat_map(|bucket| &bucket.ways).filter(|way| way.word.get() != 0).count();
         prop_assert_eq!(learned == 1, ways > 0);
+    }
+}
+
+#[test]
+fn a_server_of_this_node_answers_by_its_own_device() {
+    let [net, _] = nets();
+    // The other pod is a server: its device is the only way its answers come. One of another node comes by any.
+    for (server, came_by, learned) in [
+        (net.b, B, true),
+        (net.b, 0, false),
+        (net.b, 77, false),
+        (net.c, 77, true),
+    ] {
+        let mut world = named();
+        world.entry(EGRESS + A, who::B, &[allow(600)]);
+        let maps = maps(&world);
+        let query = Message::query(7, NAME, dns::A);
+        let sent = from(&maps, A, &query.in_frame(by_a(&net, server).udp(40_001, 53)));
+        assert!(sent.reason.passes());
+        let answer = query.answer(vec![Record::address(net.outside, 60)]);
+        let frame = answer.in_frame(frame(server, net.a).udp(53, 40_001));
+        let slice = Slice {
+            bytes: &frame,
+            ifindex: A,
+            socket: false,
+            tagged: false,
+            answer: false,
+            came_by,
+        };
+        assert!(maps.decide(Hook::ToPod, &slice).reason.passes());
+        assert_eq!(connects(&maps, &net, net.outside, 1), learned, "{server} by {came_by}");
+        assert_eq!(counted(&maps, Outcome::WrongDevice), u64::from(!learned));
     }
 }
