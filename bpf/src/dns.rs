@@ -171,12 +171,13 @@ pub(crate) fn message(from: &[Word<u8>; BYTES], length: u32, into: &[Word<u8>; M
 /// Changes two bytes of the packet and the checksum with them.
 #[inline(always)]
 pub(crate) fn rewrite(buffer: *mut __sk_buff, half: Half) -> bool {
+    let (old, new) = (half.old as u16, half.new as u16);
+    let bytes = new.to_be_bytes();
     let (old, new) = if half.odd {
-        (half.old, half.new)
+        (old, new)
     } else {
-        (half.old.to_be(), half.new.to_be())
+        (old.to_be(), new.to_be())
     };
-    let bytes = half.new.to_be_bytes();
     // SAFETY: the context is valid and the bytes live for the call; pointers into the packet are read anew at each load.
     unsafe {
         bpf_l4_csum_replace(

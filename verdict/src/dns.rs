@@ -267,8 +267,8 @@ fn clamp<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &Scratch, at: u32) -
     }
     let half = Half {
         at: at.wrapping_add(size_at),
-        old: dns.half(size_at) as u16,
-        new: UDP_SIZE as u16,
+        old: dns.half(size_at),
+        new: UDP_SIZE,
         checksum: scratch.headers.transport.wrapping_add(6),
         odd: size_at & 1 == 1,
     };

@@ -36,10 +36,10 @@ pub enum Hook {
 pub struct Half {
     /// Where they are.
     pub at: u32,
-    /// What they are.
-    pub old: u16,
-    /// What they are to be.
-    pub new: u16,
+    /// What they are, below 65,536.
+    pub old: u32,
+    /// What they are to be, likewise.
+    pub new: u32,
     /// Where the checksum over them is; 0 in it = there is none.
     pub checksum: u32,
     /// They are two halves of 16-bit words, for the checksum.

@@ -1,6 +1,9 @@
 //! Names: answers that teach addresses, and answers that must not.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    ops::Range,
+};
 
 use super::{
     Vector,
@@ -360,21 +363,27 @@ fn over_tcp(net: &Net) -> Vec<Vector> {
 /// Where A's connection to the server begins: what the query acknowledges, and the answer's first byte.
 const BEGIN: u32 = 0xffff_fff0;
 
-/// A segment of the server's, with so many bytes of its stream in front.
-fn piece(net: &Net, port: u16, before: usize, bytes: &[u8]) -> Vec<u8> {
-    let sequence = BEGIN.wrapping_add(u32::try_from(before).unwrap_or(u32::MAX));
-    dns::payload(frame(net.c, net.a).tcp(53, port, ACK).numbered(sequence, 1), bytes)
+/// A conversation over TCP in which A has asked for a name, and is told it in pieces.
+struct Pieces<'a> {
+    net: &'a Net,
+    query: Message,
+    /// The answer as it is in the stream; its last address is the outsider's.
+    bytes: Vec<u8>,
 }
 
-/// Answers over TCP in more than one segment, across the end of the sequence numbers.
-fn in_pieces(net: &Net) -> Vec<Vector> {
-    let query = query(net, "api.example.com");
-    let many = (0..100).map(|last| Record::address(IpAddr::V4(Ipv4Addr::new(203, 0, 113, last)), 60));
-    let bytes = query.answer(many.chain([address(net)]).collect()).with_length();
-    let length = bytes.len();
-    let asks = || query.in_segment(by_a(net, net.c).tcp(PORT, 53, ACK).numbered(1, BEGIN));
-    let open = |what: &str| {
-        Story::new(format!("names: {what}, {}", net.name), named())
+impl<'a> Pieces<'a> {
+    fn new(net: &'a Net) -> Self {
+        let query = query(net, "api.example.com");
+        let many = (0..100).map(|last| Record::address(IpAddr::V4(Ipv4Addr::new(203, 0, 113, last)), 60));
+        let bytes = query.answer(many.chain([address(net)]).collect()).with_length();
+        Self { net, query, bytes }
+    }
+
+    /// A asks; the answer will begin at a number.
+    fn asks(&self, story: Story, begin: u32) -> Story {
+        let net = self.net;
+        let query = by_a(net, net.c).tcp(PORT, 53, ACK).numbered(1, begin);
+        story
             .from(A, by_a(net, net.c).tcp(PORT, 53, SYN).build(), Reason::Allowed, 600)
             .to(
                 A,
@@ -382,77 +391,88 @@ fn in_pieces(net: &Net) -> Vec<Vector> {
                 Reason::Established,
                 600,
             )
-            .from(A, asks(), Reason::Established, 600)
-    };
-    let part = |range: std::ops::Range<usize>| piece(net, PORT, range.start, bytes.get(range).unwrap_or_default());
-    let learned = |story: Story| story.from(A, connect(net, 2), Reason::Allowed, 501).end();
-    let not_learned = |story: Story| story.from(A, connect(net, 2), Reason::PolicyDenied, 502).end();
-    let passes = |story: Story, frame: Vec<u8>| story.to(A, frame, Reason::Established, 600);
-    let early = |story: Story, frame: Vec<u8>| story.to(A, frame, Reason::NameEarly, 600);
+            .from(A, self.query.in_segment(query), Reason::Established, 600)
+    }
 
-    let mut in_order = open("an answer over TCP in pieces");
-    for range in [0..1, 1..2, 2..9, 9..700, 700..length] {
-        in_order = passes(in_order, part(range));
+    fn story(&self, what: &str) -> Story {
+        self.asks(Story::new(format!("names: {what}, {}", self.net.name), named()), BEGIN)
     }
-    let mut waits = passes(open("a piece that comes too early waits"), part(0..500));
-    waits = early(waits, part(900..length));
-    waits = not_learned_yet(waits, net);
-    waits = passes(waits, part(500..900));
-    waits = passes(waits, part(900..length));
-    let mut twice = passes(open("pieces that come twice and overlap"), part(0..500));
-    for range in [0..500, 100..400, 300..800, 0..800, 700..length] {
-        twice = passes(twice, part(range));
+
+    fn passes(&self, story: Story, range: Range<usize>) -> Story {
+        story.to(A, self.part(range), Reason::Established, 600)
     }
-    let mut given_up = passes(
-        open("a piece that never comes is not waited for without end"),
-        part(0..500),
-    );
-    for _ in 0..EARLY_MAX {
-        given_up = early(given_up, part(900..length));
+
+    fn early(&self, story: Story, range: Range<usize>) -> Story {
+        story.to(A, self.part(range), Reason::NameEarly, 600)
     }
-    given_up = passes(given_up, part(900..length));
-    let mut pipelined = bytes.clone();
-    pipelined.extend(&bytes);
-    let two = passes(open("two answers in a segment"), piece(net, PORT, 0, &pipelined));
-    let far = piece(net, PORT, 1 << 21, &bytes);
-    let nobodys = passes(
-        passes(open("a segment beyond all windows is nobody's"), far),
-        part(0..length),
-    );
-    let again = open("a port that is used again")
-        .from(
-            A,
-            by_a(net, net.c).tcp(PORT, 53, RST | ACK).build(),
-            Reason::Established,
-            600,
-        )
-        .from(A, by_a(net, net.c).tcp(PORT, 53, SYN).build(), Reason::Allowed, 600)
-        .to(
-            A,
-            frame(net.c, net.a).tcp(53, PORT, SYN | ACK).build(),
-            Reason::Established,
-            600,
-        )
-        .from(
-            A,
-            query.in_segment(by_a(net, net.c).tcp(PORT, 53, ACK).numbered(1, 77)),
-            Reason::Established,
-            600,
-        );
-    let answer = dns::payload(frame(net.c, net.a).tcp(53, PORT, ACK).numbered(77, 1), &bytes);
-    vec![
-        learned(in_order),
-        learned(waits),
-        learned(twice),
-        not_learned(given_up),
-        not_learned(two),
-        learned(nobodys),
-        learned(passes(again, answer)),
-        not_learned(passes(open("half an answer in pieces"), part(0..700))),
-    ]
+
+    fn part(&self, range: Range<usize>) -> Vec<u8> {
+        piece(self.net, range.start, self.bytes.get(range).unwrap_or_default())
+    }
+
+    fn learned(&self, story: Story) -> Vector {
+        story.from(A, connect(self.net, 2), Reason::Allowed, 501).end()
+    }
+
+    fn not_learned(&self, story: Story) -> Story {
+        story.from(A, connect(self.net, 9), Reason::PolicyDenied, 502)
+    }
 }
 
-/// Nothing was learned so far.
-fn not_learned_yet(story: Story, net: &Net) -> Story {
-    story.from(A, connect(net, 9), Reason::PolicyDenied, 502)
+/// A segment of the server's, with so many bytes of its stream in front.
+fn piece(net: &Net, before: usize, bytes: &[u8]) -> Vec<u8> {
+    let sequence = BEGIN.wrapping_add(u32::try_from(before).unwrap_or(u32::MAX));
+    dns::payload(frame(net.c, net.a).tcp(53, PORT, ACK).numbered(sequence, 1), bytes)
+}
+
+/// Answers over TCP in more than one segment, across the end of the sequence numbers.
+fn in_pieces(net: &Net) -> Vec<Vector> {
+    let all = Pieces::new(net);
+    let length = all.bytes.len();
+    let in_order = [0..1, 1..2, 2..9, 9..700, 700..length]
+        .into_iter()
+        .fold(all.story("an answer over TCP in pieces"), |story, range| {
+            all.passes(story, range)
+        });
+    let waits = all.passes(all.story("a piece that comes too early waits"), 0..500);
+    let waits = all.not_learned(all.early(waits, 900..length));
+    let waits = all.passes(all.passes(waits, 500..900), 900..length);
+    let twice = [0..500, 0..500, 100..400, 300..800, 0..800, 700..length]
+        .into_iter()
+        .fold(all.story("pieces that come twice and overlap"), |story, range| {
+            all.passes(story, range)
+        });
+    let begun = all.passes(
+        all.story("a piece that never comes is not waited for without end"),
+        0..500,
+    );
+    let given_up = (0..EARLY_MAX).fold(begun, |story, _| all.early(story, 900..length));
+    let given_up = all.passes(given_up, 900..length);
+    let two = [all.bytes.clone(), all.bytes.clone()].concat();
+    let two = all
+        .story("two answers in a segment")
+        .to(A, piece(net, 0, &two), Reason::Established, 600);
+    let nobodys = all.story("a segment beyond all windows is nobody's").to(
+        A,
+        piece(net, 1 << 21, &all.bytes),
+        Reason::Established,
+        600,
+    );
+    let reset = by_a(net, net.c).tcp(PORT, 53, RST | ACK).build();
+    let again = all
+        .story("a port that is used again")
+        .from(A, reset, Reason::Established, 600);
+    let answer = dns::payload(frame(net.c, net.a).tcp(53, PORT, ACK).numbered(77, 1), &all.bytes);
+    let again = all.asks(again, 77).to(A, answer, Reason::Established, 600);
+    let half = all.passes(all.story("half an answer in pieces"), 0..700);
+    vec![
+        all.learned(in_order),
+        all.learned(waits),
+        all.learned(twice),
+        all.not_learned(given_up).end(),
+        all.not_learned(two).end(),
+        all.learned(all.passes(nobodys, 0..length)),
+        all.learned(again),
+        all.not_learned(half).end(),
+    ]
 }
