@@ -22,7 +22,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::{
     clock, commands, cri,
-    endpoints::{LinkChanges, Netlink},
+    endpoints::{Here, LinkChanges},
     flows::{self, history},
     gate::{Admissions, Gate},
     ground::Machine,
@@ -124,9 +124,9 @@ impl Parts {
         let ring = kernel.events()?;
         let fuse = Fuse::new(options.fail_after_writes, options.refuse_writes.clone());
         let store = Store::open(&options.state_dir, &node)?;
-        let links = Netlink::open().context("asking the kernel about devices")?;
+        let here = Here::open(&options.uplinks.uplink).context("asking the kernel about devices")?;
         let machine = Machine::new(kernel, fuse, options.learning())?;
-        let state = Sync::start(&node, Box::new(machine), Box::new(links), store, shared)?.watching(options.drift());
+        let state = Sync::start(&node, Box::new(machine), Box::new(here), store, shared)?.watching(options.drift());
 
         let (sync, inputs) = sync_channel(QUEUE);
         let syncing = spawn("sync", move || state.run(&inputs))?;

@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use crate::{
     endpoints::{Device, Devices, FindError, Link},
     ground::Ground,
-    kernel::{KernelError, Place, Standing},
+    kernel::{KernelError, Leads, Place, Standing},
     metrics::Metrics,
     names::{DeviceNames, Names},
     store::Store,
@@ -194,7 +194,7 @@ impl Ground for Memory {
         Ok((Vec::new(), true))
     }
 
-    fn standing(&self, _ifindex: u32) -> Result<Standing, KernelError> {
+    fn standing(&self, _ifindex: u32, _leads: Leads) -> Result<Standing, KernelError> {
         Ok(Standing::NoDevice)
     }
 

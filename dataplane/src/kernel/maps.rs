@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use bulkhead_verdict::{dns::table as n, layout as l};
+use bulkhead_verdict::{address::Address, dns::table as n, layout as l};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{
@@ -37,11 +37,12 @@ pub(super) const fn spec<K, V>(name: &'static str, kind: u32) -> Spec {
 }
 
 /// Every map that is pinned. `BK_SCRATCH` is not: it is working memory, and a new build may want more of it.
-pub(crate) const MAPS: [Spec; 28] = [
+pub(crate) const MAPS: [Spec; 29] = [
     spec::<u32, u32>("BK_DEVICE", map_type::HASH),
     spec::<u32, l::EndpointWord>("BK_ENDPOINT", map_type::ARRAY),
     spec::<u32, l::Config>("BK_CONFIG", map_type::ARRAY),
     spec::<l::AddressKey, l::AddressEntry>("BK_ADDRESS", map_type::HASH),
+    spec::<Address, u32>("BK_OWN", map_type::HASH),
     spec::<NetworkPrefix, l::NetworkEntry>("BK_NETWORK", map_type::LPM_TRIE),
     spec::<l::RuleKey, l::PortSet>("BK_RULE", map_type::HASH),
     spec::<u32, l::Range>("BK_RANGE", map_type::ARRAY),

@@ -119,6 +119,7 @@ impl Sync {
     pub(super) fn open_adoption(&mut self) {
         self.endpoints
             .open_adoption(adoption_end(), &self.attached, !self.planned);
+        self.endpoints.open_host_adoption(adoption_end(), &self.attached_out);
     }
 
     /// Writes a plan, with the names and leases its rules ask for around it.
@@ -181,9 +182,11 @@ impl Sync {
             self.ground.detach(ifindex)?;
             self.attached.remove(&ifindex);
         }
+        self.release_host()?;
         if self.bypass.is_some() {
             return Ok(());
         }
+        self.attach_host()?;
         let missing: Vec<(WorkloadKey, u32, String)> = self
             .endpoints
             .devices()

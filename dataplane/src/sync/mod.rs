@@ -7,6 +7,7 @@
 mod apply;
 mod bypass;
 mod drift;
+mod host;
 mod inherit;
 mod leasing;
 mod mirror;
@@ -157,6 +158,10 @@ pub(crate) struct Sync {
     holding: Holding,
     /// Devices that carry our programs.
     attached: BTreeSet<u32>,
+    /// Devices that lead out of the node and carry our programs.
+    attached_out: BTreeSet<u32>,
+    /// What OWN holds, as far as this process wrote it.
+    own_written: Option<BTreeSet<IpAddr>>,
     /// A plan of this process was carried out.
     planned: bool,
     /// The maps may be between two plans: the next look makes them whole.
@@ -212,6 +217,8 @@ impl Sync {
             shared,
             holding,
             attached,
+            attached_out: BTreeSet::new(),
+            own_written: None,
             planned: false,
             broken: None,
             waiters: Vec::new(),
@@ -221,6 +228,7 @@ impl Sync {
             drift: Drift::new(Pace::OFF),
             leasing: Leasing::default(),
         };
+        sync.adopt_host()?;
         sync.adopt_names()?;
         sync.adopt_leases()?;
         sync.end_former_bypass();
@@ -333,6 +341,7 @@ impl Sync {
         let changed = self.endpoints.refresh(links_changed, now)?;
         if links_changed {
             self.attached = self.ground.attached()?.into_iter().collect();
+            self.attached_out = self.ground.attached_out()?.into_iter().collect();
             self.forget_names()?;
         }
         if changed { self.replan() } else { Ok(()) }

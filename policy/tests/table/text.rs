@@ -161,6 +161,7 @@ fn network_policy(words: &[&str]) -> Policy {
             pods: selector(words[2]),
             service_accounts: Match::Any,
         }],
+        nodes: Vec::new(),
         isolates: directions
             .into_iter()
             .filter(|(word, _)| isolates.contains(word))
@@ -177,6 +178,7 @@ fn cluster_policy(tier: Tier, words: &[&str]) -> Policy {
     Policy {
         priority: words[1].parse().expect("a priority"),
         subject: vec![pods],
+        nodes: Vec::new(),
         ..policy(tier, String::new(), words[2].into(), words)
     }
 }
@@ -194,6 +196,7 @@ fn policy(tier: Tier, namespace: String, name: String, words: &[&str]) -> Policy
         tier,
         priority: 0,
         subject: Vec::new(),
+        nodes: Vec::new(),
         isolates: BTreeSet::new(),
         mode: mode(words),
         manner: Manner::default(),
