@@ -79,6 +79,7 @@ const TIERS: [Tier; 8] = [
             "pressure",
             "drift",
             "leases",
+            "host",
             "soak",
         ]),
     },
