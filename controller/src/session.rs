@@ -272,10 +272,12 @@ impl Session {
         let enforced = ack.endpoints.iter().filter(|endpoint| endpoint.enforced).count();
         let enforced = u32::try_from(enforced).unwrap_or(u32::MAX);
         let error: String = ack.error.chars().take(ERROR_CHARACTERS).collect();
+        let reverted: String = ack.host_reverted.chars().take(ERROR_CHARACTERS).collect();
         let Some(in_flight) = self.in_flight.take_if(|in_flight| in_flight.revision == ack.revision) else {
             self.seat.update(|record| {
                 record.enforced = enforced;
                 record.error = error;
+                record.reverted = reverted;
             });
             return;
         };
@@ -288,6 +290,7 @@ impl Session {
                 record.ack_latency = in_flight.sent.elapsed();
                 record.enforced = enforced;
                 record.error.clear();
+                record.reverted = reverted;
             });
             self.base = Some(in_flight.part);
             self.consider();

@@ -79,7 +79,14 @@ impl Simulated {
             attached: Vec::new(),
         });
         let store = Store::open(folder, node)?;
-        let state = Sync::start(node, ground, Box::new(Named::default()), store, shared)?;
+        let state = Sync::start(
+            node,
+            ground,
+            Box::new(Named::default()),
+            store,
+            shared,
+            std::time::Duration::ZERO,
+        )?;
         let (sync, inputs) = sync_channel(QUEUE);
         let thread = thread::Builder::new()
             .name("sync".to_owned())

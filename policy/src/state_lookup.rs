@@ -17,6 +17,7 @@ pub fn evaluate(state: &State, probe: &Probe, holding: Holding<'_>) -> Outcome {
     let ends = [&probe.from, &probe.to].map(|end| workload(state, probe.zone, end));
     if let [Some(from), Some(to)] = &ends
         && from == to
+        && !from.is_node()
     {
         let own = Some((Decision::Allow, RuleName::Builtin(Builtin::SelfTraffic)));
         return Outcome {
@@ -31,7 +32,7 @@ pub fn evaluate(state: &State, probe: &Probe, holding: Holding<'_>) -> Outcome {
             Direction::Egress => (endpoint.egress, probe.to.address),
             Direction::Ingress => (endpoint.ingress, probe.from.address),
         };
-        if key.is_node() && is_pod_of(state, probe.zone, peer, &key.name) {
+        if key.is_node() && is_inside(state, probe.zone, peer, &key.name) {
             return None;
         }
         let range = range(entry(state, state.rulesets.get(&ruleset)?, probe.zone, peer)?, position)?;
@@ -60,10 +61,12 @@ pub fn workload<'a>(state: &'a State, zone: Zone, end: &'a End) -> Option<&'a Wo
     })
 }
 
-/// True for a pod of that node: what the two say to each other never passes where the node's own rules are asked.
-pub fn is_pod_of(state: &State, zone: Zone, address: IpAddr, node: &str) -> bool {
+/// True for a pod of that node, and for the node: what they say to it never passes where its own rules are asked.
+pub fn is_inside(state: &State, zone: Zone, address: IpAddr, node: &str) -> bool {
     state.bindings.get(&(zone, address)).is_some_and(|binding| {
-        binding.kind == AddressKind::Pod && binding.peer != PeerId::UnknownPod && binding.node.as_deref() == Some(node)
+        binding.kind != AddressKind::Service
+            && binding.peer != PeerId::UnknownPod
+            && binding.node.as_deref() == Some(node)
     })
 }
 

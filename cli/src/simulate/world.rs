@@ -152,14 +152,14 @@ impl World {
         )
     }
 
-    /// Whose rules are asked at an end: the pod's; a node's where it is an endpoint and the other end is no pod of its own.
+    /// Whose rules are asked at an end: the pod's; a node's where it is an endpoint and the other end is neither it nor a pod of its own.
     fn subject(&self, pod: Option<&WorkloadKey>, own: IpAddr, other: IpAddr) -> Option<WorkloadKey> {
         if pod.is_some() {
             return pod.cloned();
         }
         let own = ProbeEnd::address(own);
         let node = state_lookup::workload(&self.state, Zone::default(), &own).filter(|key| key.is_node())?;
-        let inside = state_lookup::is_pod_of(&self.state, Zone::default(), other, &node.name);
+        let inside = state_lookup::is_inside(&self.state, Zone::default(), other, &node.name);
         (!inside).then(|| node.clone())
     }
 

@@ -6,6 +6,7 @@
 
 mod apply;
 mod bypass;
+mod confirm;
 mod drift;
 mod host;
 mod inherit;
@@ -26,7 +27,7 @@ use std::{
         Arc, Mutex,
         mpsc::{Receiver, RecvTimeoutError},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bulkhead_policy::{
@@ -43,7 +44,9 @@ use bulkhead_proto::{
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
-use self::{bypass::Bypass, drift::Drift, leasing::Leasing, mirror::Mirror, naming::Naming, pods::Waiter};
+use self::{
+    bypass::Bypass, confirm::Confirm, drift::Drift, leasing::Leasing, mirror::Mirror, naming::Naming, pods::Waiter,
+};
 pub(crate) use self::{bypass::BypassError, pods::TOO_MANY};
 use crate::{
     endpoints::{Devices, Endpoints, Pod, Pods},
@@ -52,7 +55,7 @@ use crate::{
     memory,
     metrics::Metrics,
     names::{DeviceNames, Names},
-    store::{Store, Stored},
+    store::{Store, StoreError, Stored},
 };
 
 /// Why a revision is not in force. What was in force before stays.
@@ -68,6 +71,8 @@ pub(crate) enum SyncError {
     Kernel(#[from] KernelError),
     #[error("asking the kernel about devices: {0}")]
     Devices(#[from] std::io::Error),
+    #[error("{0}; without it an unconfirmed change of the node's own rules could not be taken back, so it is not made")]
+    Keep(#[from] StoreError),
 }
 
 impl SyncError {
@@ -104,6 +109,8 @@ pub(crate) enum Input {
         reason: String,
         reply: oneshot::Sender<Result<u32, BypassError>>,
     },
+    /// The trial of that number is confirmed.
+    Confirmed(u64),
     /// What the endpoints are like.
     Describe(oneshot::Sender<Vec<EndpointStatus>>),
     /// End; enforcement goes on without us.
@@ -129,6 +136,10 @@ pub(crate) struct Holding {
     pub(crate) unmanaged: u32,
     /// Pods that were adopted after they had run without rules.
     pub(crate) adopted: u64,
+    /// The node's own rules are tried: the number of the trial.
+    pub(crate) trial: Option<u64>,
+    /// Why the node's own rules are not those that are wanted; empty when they are.
+    pub(crate) reverted: String,
     /// While nothing is judged: until when (wall nanoseconds), and why.
     pub(crate) bypass: Option<(u64, String)>,
 }
@@ -174,6 +185,7 @@ pub(crate) struct Sync {
     naming: Naming,
     drift: Drift,
     leasing: Leasing,
+    confirm: Confirm,
 }
 
 impl Sync {
@@ -185,6 +197,7 @@ impl Sync {
         devices: Box<dyn Devices>,
         store: Store,
         shared: Shared,
+        confirm_within: Duration,
     ) -> Result<Self, SyncError> {
         if ground.found() {
             ground.raise_epoch()?;
@@ -227,7 +240,9 @@ impl Sync {
             naming: Naming::default(),
             drift: Drift::new(Pace::OFF),
             leasing: Leasing::default(),
+            confirm: Confirm::default(),
         };
+        sync.adopt_confirmations(confirm_within);
         sync.adopt_host()?;
         sync.adopt_names()?;
         sync.adopt_leases()?;
@@ -253,8 +268,11 @@ impl Sync {
     /// Goes on with the state on disk. If that is not possible, what the kernel holds stays in force as it is.
     fn resume(&mut self, stored: &Stored) {
         self.shared.names.load(&stored.state);
-        self.endpoints.replace(&stored.state, Instant::now());
-        match self.make(&stored.state) {
+        let made = self.choose(stored.state.clone()).and_then(|state| {
+            self.endpoints.replace(&state, Instant::now());
+            self.make(&state)
+        });
+        match made {
             Ok(()) => {
                 self.digest = StateDigest::of(&stored.state);
                 self.wanted = Some((stored.revision, self.digest.digest()));
@@ -277,7 +295,11 @@ impl Sync {
         loop {
             self.watch_drift();
             let now = Instant::now();
-            let ends = [self.broken, self.bypass.as_ref().map(|bypass| bypass.ends)];
+            let ends = [
+                self.broken,
+                self.bypass.as_ref().map(|bypass| bypass.ends),
+                self.confirm.trial.as_ref().map(|trial| trial.ends),
+            ];
             let look = ends
                 .into_iter()
                 .flatten()
@@ -304,6 +326,10 @@ impl Sync {
                     self.publish();
                     drop(reply.send(result));
                 }
+                Ok(Input::Confirmed(number)) => {
+                    self.confirmed(number);
+                    self.publish();
+                }
                 Ok(Input::Describe(reply)) => drop(reply.send(self.describe())),
                 Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) if Instant::now() < look => {}
@@ -317,6 +343,9 @@ impl Sync {
         let now = Instant::now();
         if self.bypass.as_ref().is_some_and(|bypass| bypass.ends <= now) {
             self.end_bypass("its time is over");
+        }
+        if self.confirm.trial.as_ref().is_some_and(|trial| trial.ends <= now) {
+            self.end_trial("no new connection to the controller came about in time");
         }
         if self.broken.is_some_and(|broken| broken <= now) {
             self.broken = Some(now + apply::RETRY);

@@ -31,6 +31,8 @@ impl Sync {
         self.holding.announced = self.announced();
         self.holding.own = self.endpoints.own_addresses().collect();
         self.holding.unmanaged = self.unmanaged();
+        self.holding.trial = self.confirm.trial.as_ref().map(|trial| trial.number);
+        self.holding.reverted = self.confirm.reverted();
         self.answer_waiters();
         let holding = &self.holding;
         self.shared.holding.send_if_modified(|old| {

@@ -28,8 +28,8 @@ pub fn oracle(objects: &[Object], probe: &Probe, holding: Holding<'_>) -> Outcom
     let world = World::new(objects);
     let from = world.subject(probe.zone, &probe.from);
     let to = world.subject(probe.zone, &probe.to);
-    if let (Some(from), Some(to)) = (from, to)
-        && from.key() == to.key()
+    if let (Some(Subject::Pod(from)), Some(Subject::Pod(to))) = (from, to)
+        && from.key == to.key
     {
         let own = Some((Decision::Allow, RuleName::Builtin(Builtin::SelfTraffic)));
         return Outcome {
@@ -167,10 +167,11 @@ impl<'a> Judge<'a> {
             .collect()
     }
 
-    /// A node's rules are asked where packets enter and leave the node: not by its own pods.
+    /// A node's rules are asked where packets enter and leave the node: not by its own pods, nor by itself.
     fn stays_inside(&self) -> bool {
         match (self.subject, self.peer) {
             (Subject::Node(node), Who::Pod(workload, _)) => workload.node.as_ref() == Some(&node.name),
+            (Subject::Node(node), Who::Node(other, _)) => node.name == other.name,
             _ => false,
         }
     }
