@@ -11,7 +11,12 @@ use std::{
 };
 
 use bulkhead_proto::v1::Flow;
-use bulkhead_testbed::{Plan, PodPlan, Stack, Testnet, namespace::Namespace, process::until};
+use bulkhead_testbed::{
+    Plan, PodPlan, Stack, Testnet,
+    namespace::Namespace,
+    process::until,
+    workload_api::{Authority, WorkloadApi},
+};
 use common::{SOON, skipped};
 
 /// Much longer than an answer takes.
@@ -305,4 +310,191 @@ fn masqueraded_pods_and_ports_of_services_are_judged_where_they_belong() {
         )
         .unwrap();
     assert!(!arrives(&cluster), "the backend's own rules are not asked");
+}
+
+const DOMAIN: &str = "test.example";
+/// A policy that cuts its node off from the controller, where the failsafe set does not keep that open.
+const CUT: &str = "
+apiVersion: bulkhead.dev/v1alpha1
+kind: ClusterSegmentPolicy
+metadata: { name: cut }
+spec:
+  subject: { nodeSelector: { matchLabels: { kubernetes.io/hostname: node-2 } } }
+  ingress: [{ from: [{ entity: World }] }]
+  egress: []
+";
+
+/// A controller on node 1 that node 2 reaches over its uplink, with nothing kept open for nodes.
+struct Far {
+    net: Testnet,
+    stack: Stack,
+    authority: Authority,
+    controller: WorkloadApi,
+    nodes: [WorkloadApi; 2],
+}
+
+impl Far {
+    fn start(confirm: &str) -> Self {
+        let net = Testnet::create(Plan {
+            namespaces: [("shop".to_owned(), [].into())].into(),
+            nodes: vec!["node-1".to_owned(), "node-2".to_owned()],
+            pods: vec![
+                PodPlan::new("shop", "web", "app=web"),
+                PodPlan::new("shop", "far", "app=far").node(1).subnet(2),
+            ],
+        })
+        .unwrap();
+        let serve = |name: &str| WorkloadApi::serve(&net.directory().join(name)).unwrap();
+        let mut far = Self {
+            stack: Stack::prepare(&net).unwrap(),
+            authority: Authority::new(DOMAIN).unwrap(),
+            controller: serve("controller-workload.sock"),
+            nodes: [serve("node-0.sock"), serve("node-1.sock")],
+            net,
+        };
+        far.certify();
+        let listen = format!("--listen-tls={}:4433", far.net.nodes[0].addresses[0]);
+        let own = far.identity("controller-workload.sock");
+        let emptied = [
+            "--failsafe-inbound=none",
+            "--failsafe-outbound=none",
+            "--failsafe-accept-risk",
+        ];
+        let arguments: Vec<&str> = own.iter().chain([&listen]).map(String::as_str).chain(emptied).collect();
+        far.stack.start_controller_on(&far.net, 0, &arguments).unwrap();
+        for node in 0..2 {
+            far.start_agent(node, confirm);
+        }
+        far.stack.settle().unwrap();
+        far
+    }
+
+    /// Certificates for everybody, for a test's time.
+    fn certify(&self) {
+        let svid = |path: &str| {
+            let id = format!("spiffe://{DOMAIN}/{path}");
+            self.authority.svid(&id, Duration::from_mins(60)).unwrap()
+        };
+        self.controller.give(vec![svid("controller")]);
+        for (api, node) in self.nodes.iter().zip(["node/node-1", "node/node-2"]) {
+            api.give(vec![svid(node)]);
+        }
+    }
+
+    fn identity(&self, socket: &str) -> [String; 3] {
+        let socket = self.net.directory().join(socket);
+        [
+            format!("--trust-domain={DOMAIN}"),
+            "--certificates=spiffe".to_owned(),
+            format!("--spiffe-endpoint-socket=unix://{}", socket.display()),
+        ]
+    }
+
+    fn start_agent(&mut self, node: usize, confirm: &str) {
+        let controller = format!("--controller=https://{}:4433", self.net.nodes[0].addresses[0]);
+        let within = format!("--confirm-within={confirm}");
+        let own = self.identity(&format!("node-{node}.sock"));
+        let arguments: Vec<&str> = own.iter().chain([&controller, &within]).map(String::as_str).collect();
+        self.stack.start_agent(&self.net, node, &arguments).unwrap();
+    }
+
+    /// Whether the second node reaches the controller's port by a new connection.
+    fn reaches(&self) -> bool {
+        let controller = SocketAddr::new(self.net.nodes[0].addresses[0], 4433);
+        let connect = || TcpStream::connect_timeout(&controller, WAIT).is_ok();
+        self.net.nodes[1].netns.inside(connect).unwrap()
+    }
+
+    /// Waits until that is so, or not.
+    fn becomes(&self, reachable: bool) {
+        until(SOON, || (self.reaches() == reachable).then_some(())).unwrap();
+    }
+
+    /// Waits until the controller says why the second node does not hold its rules.
+    fn told(&self) -> String {
+        let look = || {
+            let status = self.stack.controller().ok()?.controller_status().ok()?;
+            let node = status.nodes.into_iter().find(|node| node.node == "node-2")?;
+            let cut = status
+                .policies
+                .into_iter()
+                .find(|it| it.policy.as_ref().is_some_and(|it| it.name == "cut"))?;
+            let waits = cut.nodes_enforced == 0 && cut.nodes_waiting == ["node-2"];
+            (node.error.contains("Reverted") && waits).then_some(node.error)
+        };
+        until(SOON, look).unwrap()
+    }
+}
+
+#[test]
+fn rules_that_cut_a_node_off_are_taken_back_by_itself() {
+    if skipped() {
+        return;
+    }
+    let mut far = Far::start("4s");
+    // What does not cut is confirmed, and stays.
+    far.stack
+        .apply(
+            "cut.yaml",
+            &CUT.replace("egress: []", "egress: [{ ports: [{ port: 4433 }] }]"),
+        )
+        .unwrap();
+    let closed = SocketAddr::new(Testnet::OUTSIDE[0], REFUSED);
+    let out = |far: &Far| opens(&far.net.outside, closed, &far.net.nodes[1].netns);
+    assert!(far.reaches() && !out(&far), "the first rules are not in force");
+    let confirmed = until(SOON, || {
+        let log = far.stack.agent_process(1)?.log_tail();
+        log.contains("are confirmed").then_some(())
+    });
+    assert!(confirmed.is_some(), "the first rules are not confirmed");
+
+    far.stack.write("cut.yaml", CUT).unwrap();
+    far.becomes(false);
+    far.becomes(true);
+    // The rules before are in force again, not none.
+    assert!(!out(&far), "the node is open instead of as it was before");
+    println!("NOTE: {}", far.told());
+    let flows = far.stack.agent(1).unwrap().flows(Vec::new()).unwrap();
+    let refused = |flow: &&Flow| flow.rule.contains("cut") && flow.rule.contains("egress default-deny");
+    assert!(flows.iter().any(|flow| refused(&flow)), "no record of what was cut");
+    // The same rules are not tried again, whatever else changes.
+    far.stack
+        .write(
+            "service.yaml",
+            SERVICE
+                .replace("type: NodePort", "type: ClusterIP")
+                .replace(", nodePort: 30080", "")
+                .as_str(),
+        )
+        .unwrap();
+    for _ in 0..10 {
+        assert!(far.reaches(), "the same rules are tried again");
+    }
+    // Others are.
+    far.stack
+        .apply(
+            "cut.yaml",
+            &CUT.replace("egress: []", "egress: [{ ports: [{ port: 4433 }, { port: 9090 }] }]"),
+        )
+        .unwrap();
+    assert!(far.reaches() && out(&far), "the corrected rules are not in force");
+}
+
+#[test]
+fn an_agent_that_dies_before_the_confirmation_takes_the_rules_back_when_it_starts() {
+    if skipped() {
+        return;
+    }
+    let mut far = Far::start("10m");
+    far.stack.write("cut.yaml", CUT).unwrap();
+    far.becomes(false);
+    far.stack.kill_agent(1).unwrap();
+    assert!(!far.reaches(), "the rules are gone with the agent");
+    far.start_agent(1, "10m");
+    far.becomes(true);
+    let said = far.told();
+    assert!(said.contains("the agent ended"), "{said}");
+    // Nothing was confirmed before, so nothing is judged.
+    let out = SocketAddr::new(Testnet::OUTSIDE[0], REFUSED);
+    assert!(opens(&far.net.outside, out, &far.net.nodes[1].netns));
 }
