@@ -98,5 +98,5 @@ fn random_connections_reach_every_kind_of_decision() {
         );
     }
     let rare = "Allow builtin/node-port";
-    assert!(seen.get(rare).is_some_and(|count| *count >= 5), "{rare}: {seen:?}");
+    assert!(seen.contains_key(rare), "{rare}: {seen:?}");
 }

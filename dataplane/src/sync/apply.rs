@@ -78,7 +78,8 @@ impl Sync {
                 whole.apply(revision.delta.clone()).map_err(PlanError::from)?;
             }
             let before = self.confirm.truth.clone();
-            let planned = self.choose(whole).and_then(|state| self.plan(None, &state));
+            let state = self.choose(whole);
+            let planned = self.plan(None, &state);
             if planned.is_err() {
                 self.confirm.truth = before;
             }

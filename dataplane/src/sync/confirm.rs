@@ -19,8 +19,8 @@ use bulkhead_policy::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Sync, SyncError};
-use crate::store;
+use super::Sync;
+use crate::store::{self, StoreError};
 
 /// What is tried and what was refused.
 const FILE: &str = "host.json";
@@ -184,40 +184,32 @@ impl Sync {
     }
 
     /// What is to be put in force of a wanted state. That it will be tried is on disk when this returns.
-    pub(super) fn choose(&mut self, wanted: State) -> Result<State, SyncError> {
+    /// Where the disk takes nothing the node's part stays as it was confirmed: pods do not wait for it.
+    pub(super) fn choose(&mut self, wanted: State) -> State {
         let node = self.node_key();
+        self.confirm.truth = None;
         match self.confirm.course(&wanted, &node) {
-            Course::Instead => {
-                let instead = self.confirm.instead(&wanted, &node);
-                self.confirm.truth = Some(wanted);
-                Ok(instead)
-            }
+            Course::Instead => self.stay(wanted, &node),
             Course::AsIs => {
-                self.confirm.truth = None;
-                let judged = names(&wanted, &node).is_some();
-                let stale = if judged {
-                    self.confirm.trial.is_none() && self.confirm.kept != Kept::default()
-                } else {
-                    // Where nothing is judged nothing can be cut.
-                    self.confirm.trial = None;
-                    self.confirm.kept != Kept::default() || !self.confirm.confirmed.endpoints.is_empty()
-                };
-                if stale && !self.confirm.within.is_zero() {
-                    self.confirm.kept = Kept::default();
-                    if !judged {
-                        self.confirm.confirmed = State::default();
-                    }
-                    self.keep_confirmation()?;
-                }
-                Ok(wanted)
+                self.settle(names(&wanted, &node).is_some());
+                wanted
             }
             Course::Try(names) => {
-                self.confirm.truth = None;
                 self.confirm.kept = Kept {
                     trying: Some(names),
                     refused: None,
                 };
-                self.keep_confirmation()?;
+                if let Err(error) = self.keep_confirmation() {
+                    tracing::error!("the node's own rules are not changed: {error}");
+                    self.confirm.kept = Kept {
+                        trying: None,
+                        refused: Some(Refused {
+                            names,
+                            why: format!("that they are tried cannot be kept on disk: {error}"),
+                        }),
+                    };
+                    return self.stay(wanted, &node);
+                }
                 self.confirm.trials = self.confirm.trials.saturating_add(1);
                 self.confirm.trial = Some(Trial {
                     number: self.confirm.trials,
@@ -228,8 +220,36 @@ impl Sync {
                     seconds = self.confirm.within.as_secs(),
                     "the node's own rules change: they are taken back unless the controller is reached by a new connection"
                 );
-                Ok(wanted)
+                wanted
             }
+        }
+    }
+
+    /// The node's part stays as it was confirmed.
+    fn stay(&mut self, wanted: State, node: &WorkloadKey) -> State {
+        let instead = self.confirm.instead(&wanted, node);
+        self.confirm.truth = Some(wanted);
+        instead
+    }
+
+    /// Forgets what is over: what was refused, where something else is wanted now, and all of it where the node is not judged, so that
+    /// nothing can be cut.
+    fn settle(&mut self, judged: bool) {
+        let over = if judged {
+            self.confirm.trial.is_none() && self.confirm.kept != Kept::default()
+        } else {
+            self.confirm.trial = None;
+            self.confirm.kept != Kept::default() || !self.confirm.confirmed.endpoints.is_empty()
+        };
+        if self.confirm.within.is_zero() || !over {
+            return;
+        }
+        self.confirm.kept = Kept::default();
+        if !judged {
+            self.confirm.confirmed = State::default();
+        }
+        if let Err(error) = self.keep_confirmation() {
+            tracing::warn!("{error}");
         }
     }
 
@@ -253,11 +273,9 @@ impl Sync {
         self.shared.metrics.reverts.inc();
         self.refuse(trial.names, why.to_owned());
         let wanted = self.truth().clone();
-        let result = self.choose(wanted).and_then(|state| {
-            self.endpoints.replace(&state, Instant::now());
-            self.make(&state)
-        });
-        if let Err(error) = result {
+        let state = self.choose(wanted);
+        self.endpoints.replace(&state, Instant::now());
+        if let Err(error) = self.make(&state) {
             tracing::error!("taking the node's own rules back: {error}; tried again with the next look");
             self.broken = Some(Instant::now());
         }
@@ -274,7 +292,7 @@ impl Sync {
     }
 
     /// Writes both files; the one that says what was confirmed first.
-    fn keep_confirmation(&self) -> Result<(), SyncError> {
+    fn keep_confirmation(&self) -> Result<(), StoreError> {
         store::write_state(&self.confirm_path(CONFIRMED), &self.confirm.confirmed)?;
         let path = self.confirm_path(FILE);
         let write = || -> io::Result<()> {
@@ -285,10 +303,9 @@ impl Sync {
             file.sync_data()?;
             fs::rename(&fresh, &path)
         };
-        write().map_err(|source| store::StoreError::Write {
+        write().map_err(|source| StoreError::Write {
             path: path.clone(),
             source,
-        })?;
-        Ok(())
+        })
     }
 }

@@ -55,7 +55,7 @@ use crate::{
     memory,
     metrics::Metrics,
     names::{DeviceNames, Names},
-    store::{Store, StoreError, Stored},
+    store::{Store, Stored},
 };
 
 /// Why a revision is not in force. What was in force before stays.
@@ -71,8 +71,6 @@ pub(crate) enum SyncError {
     Kernel(#[from] KernelError),
     #[error("asking the kernel about devices: {0}")]
     Devices(#[from] std::io::Error),
-    #[error("{0}; without it an unconfirmed change of the node's own rules could not be taken back, so it is not made")]
-    Keep(#[from] StoreError),
 }
 
 impl SyncError {
@@ -268,11 +266,9 @@ impl Sync {
     /// Goes on with the state on disk. If that is not possible, what the kernel holds stays in force as it is.
     fn resume(&mut self, stored: &Stored) {
         self.shared.names.load(&stored.state);
-        let made = self.choose(stored.state.clone()).and_then(|state| {
-            self.endpoints.replace(&state, Instant::now());
-            self.make(&state)
-        });
-        match made {
+        let state = self.choose(stored.state.clone());
+        self.endpoints.replace(&state, Instant::now());
+        match self.make(&state) {
             Ok(()) => {
                 self.digest = StateDigest::of(&stored.state);
                 self.wanted = Some((stored.revision, self.digest.digest()));

@@ -36,7 +36,7 @@ fn a_node_that_a_policy_selects_is_judged_where_packets_enter_and_leave_it() {
          192.168.0.1 -> 8.8.8.8 TCP/30080
          192.168.0.1 -> 192.168.0.1 TCP/1
          8.8.8.8 -> 192.168.0.2 TCP/9100",
-        expect![[r#"
+        expect![[r"
             8.8.8.8 -> 192.168.0.1 TCP/9100: denied, egress none, ingress denied by ClusterSegmentPolicy/edge ingress default-deny
             8.8.8.8 -> fd01::1 TCP/22: allowed, egress none, ingress allowed by builtin/failsafe
             8.8.8.8 -> 192.168.0.1 TCP/30080: allowed, egress none, ingress allowed by builtin/node-port
@@ -50,7 +50,7 @@ fn a_node_that_a_policy_selects_is_judged_where_packets_enter_and_leave_it() {
             192.168.0.1 -> 8.8.8.8 TCP/30080: denied, egress denied by ClusterSegmentPolicy/edge egress default-deny, ingress none
             192.168.0.1 -> 192.168.0.1 TCP/1: allowed, egress none, ingress none
             8.8.8.8 -> 192.168.0.2 TCP/9100: allowed, egress none, ingress none
-        "#]],
+        "]],
     );
 }
 
@@ -85,10 +85,10 @@ fn what_a_policy_of_nodes_cannot_close_is_said() {
           ingress deny any : TCP/20-30
           ingress deny any : TCP/8080
         host nobody role=none isolates()";
-    expect![[r#"
+    expect![[r"
         warning: ClusterSegmentPolicy edge: spec.ingress: isolates nodes, and tcp:22, tcp:2379-2380, tcp:6443, tcp:10250, udp:68 stay open to everybody all the same (builtin/failsafe)
         warning: ClusterSegmentPolicy edge: spec.ingress[0]: denies tcp:22, which stays open all the same (builtin/failsafe)
-        warning: ClusterSegmentPolicy nobody: spec.subject.nodeSelector: selects no node, so nothing is enforced for it; check the selector against the labels of the nodes"#]].assert_eq(&findings(text, Failsafe::default()));
+        warning: ClusterSegmentPolicy nobody: spec.subject.nodeSelector: selects no node, so nothing is enforced for it; check the selector against the labels of the nodes"]].assert_eq(&findings(text, Failsafe::default()));
 }
 
 #[test]
