@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_INVALIDATE_HASH},
     helpers::{bpf_redirect, bpf_skb_change_tail, bpf_skb_store_bytes},
 };
-use bulkhead_verdict::{answer::Answer, maps::Hook};
+use bulkhead_verdict::answer::Answer;
 
 use crate::{SHOT, state};
 
@@ -14,7 +14,7 @@ use crate::{SHOT, state};
 /// the kernel clears marks where a packet leaves a network namespace). What the pod sent comes back to it; what was sent to the
 /// pod goes out as if the pod had answered.
 #[inline(always)]
-pub(crate) fn send(buffer: *mut __sk_buff, answer: &Answer, hook: Hook) -> i32 {
+pub(crate) fn send(buffer: *mut __sk_buff, answer: &Answer, back_in: bool) -> i32 {
     let mark = state::answer_mark();
     let mut length = answer.length();
     // SAFETY: copies a register to itself. What the compiler would conclude from here on, the verifier has to see.
@@ -23,10 +23,7 @@ pub(crate) fn send(buffer: *mut __sk_buff, answer: &Answer, hook: Hook) -> i32 {
     if mark == 0 || length < Answer::SHORTEST {
         return SHOT;
     }
-    let flags = match hook {
-        Hook::FromPod => 0,
-        Hook::ToPod => u64::from(BPF_F_INGRESS),
-    };
+    let flags = if back_in { u64::from(BPF_F_INGRESS) } else { 0 };
     // SAFETY: the context is valid, and the answer is longer than `length`.
     unsafe {
         if bpf_skb_change_tail(buffer, length, 0) != 0 {

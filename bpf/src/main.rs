@@ -21,7 +21,7 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use bulkhead_verdict::{decide, maps::Hook, reason::Reason};
+use bulkhead_verdict::{Scratch, decide, decide_host, maps::Hook, reason::Reason};
 
 use crate::{packet::Skb, state::Kernel};
 
@@ -42,6 +42,18 @@ pub fn from_pod(context: TcContext) -> i32 {
 #[classifier]
 pub fn to_pod(context: TcContext) -> i32 {
     run(&context, Hook::ToPod)
+}
+
+/// What the node sends: the egress hook of a device that leads out.
+#[classifier]
+pub fn from_host(context: TcContext) -> i32 {
+    run_host(&context, Hook::FromPod)
+}
+
+/// What comes in to the node: the ingress hook of a device that leads out.
+#[classifier]
+pub fn to_host(context: TcContext) -> i32 {
+    run_host(&context, Hook::ToPod)
 }
 
 /// What comes in by an uplink.
@@ -112,6 +124,28 @@ fn run(context: &TcContext, hook: Hook) -> i32 {
     // The array has the element; without one there is nowhere to judge, so nothing passes.
     let Some(scratch) = state::scratch() else { return SHOT };
     let reason = decide(&Skb::new(context), &Kernel, scratch, hook).reason;
+    let back_in = match hook {
+        Hook::FromPod => false,
+        Hook::ToPod => true,
+    };
+    act(context, scratch, reason, back_in)
+}
+
+/// Judges one packet at an uplink.
+#[inline(always)]
+fn run_host(context: &TcContext, hook: Hook) -> i32 {
+    let Some(scratch) = state::scratch() else { return SHOT };
+    let reason = decide_host(&Skb::new(context), &Kernel, scratch, hook).reason;
+    let back_in = match hook {
+        Hook::FromPod => true,
+        Hook::ToPod => false,
+    };
+    act(context, scratch, reason, back_in)
+}
+
+/// Does what was decided; an answer is received by the device (`back_in`) or sent by it.
+#[inline(always)]
+fn act(context: &TcContext, scratch: &Scratch, reason: Reason, back_in: bool) -> i32 {
     if reason.passes() {
         if reason == Reason::Answer {
             answer::unmark(context.skb.skb);
@@ -120,7 +154,7 @@ fn run(context: &TcContext, hook: Hook) -> i32 {
     } else if scratch.answer().length() == 0 {
         SHOT
     } else {
-        answer::send(context.skb.skb, scratch.answer(), hook)
+        answer::send(context.skb.skb, scratch.answer(), back_in)
     }
 }
 

@@ -22,8 +22,8 @@ use bulkhead_verdict::{
         ADDRESSES, ALTERNATIVES, ANSWERS, AddressEntry, AddressKey, Alternative, CONFIGS, CONFIRMED, Config, Counter,
         DENIES, DEVICES, DenyEntry, DenyKey, ENDPOINTS, EPOCHS, EVENTS_BYTES, EXPIRIES, EndpointWord, Event, FRAGMENTS,
         Flow, FlowKey, FragmentEntry, FragmentKey, INTERNS, InternEntry, InternKey, LEASES, LeaseKey, NAMES, NETWORKS,
-        NameKey, NetworkEntry, NetworkKey, PEER_EPOCHS, PortSet, QUOTAS, Quota, RANGES, RULES, Range, RuleKey, STATS,
-        TENTATIVE, Word, stat,
+        NameKey, NetworkEntry, NetworkKey, OWN, PEER_EPOCHS, PortSet, QUOTAS, Quota, RANGES, RULES, Range, RuleKey,
+        STATS, TENTATIVE, Word, stat,
     },
     maps::{Hook, Maps},
     quota,
@@ -42,6 +42,8 @@ static BK_ENDPOINT: Array<EndpointWord, { ENDPOINTS as usize }> = Array::new();
 static BK_CONFIG: Array<Config, { CONFIGS as usize }> = Array::new();
 #[btf_map]
 static BK_ADDRESS: HashMap<AddressKey, AddressEntry, { ADDRESSES as usize }, ON_DEMAND> = HashMap::new();
+#[btf_map]
+static BK_OWN: HashMap<Address, u32, { OWN as usize }, ON_DEMAND> = HashMap::new();
 #[btf_map]
 static BK_NETWORK: LpmTrie<NetworkKey, NetworkEntry, { NETWORKS as usize }> = LpmTrie::new();
 #[btf_map]
@@ -208,6 +210,11 @@ impl Maps for Kernel {
             })
         }
         .copied()
+    }
+    #[inline(always)]
+    fn own(&self, address: &Address) -> bool {
+        // SAFETY: as for the device.
+        unsafe { BK_OWN.get(address) }.is_some()
     }
     #[inline(always)]
     fn network(&self, zone: u32, address: &Address) -> Option<NetworkEntry> {

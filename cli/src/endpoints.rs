@@ -44,11 +44,13 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A pod as `namespace/name`, or the node itself.
 fn name(endpoint: &EndpointStatus) -> String {
-    endpoint
-        .workload
-        .as_ref()
-        .map_or_else(String::new, |key| format!("{}/{}", key.namespace, key.name))
+    match &endpoint.workload {
+        Some(key) if key.namespace.is_empty() => format!("node {}", key.name),
+        Some(key) => format!("{}/{}", key.namespace, key.name),
+        None => String::new(),
+    }
 }
 
 /// The policies, or that nothing selects the pod.

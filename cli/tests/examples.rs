@@ -318,3 +318,39 @@ fn trust_gated() {
         assert!(line.contains(until), "{line}");
     }
 }
+
+/// A node's own rules are asked of what comes from outside it, and not of its own pods.
+#[test]
+fn nodes() {
+    check(
+        "17-nodes.yaml",
+        &[
+            ("8.8.8.8", "192.0.2.1", 443, "TCP", true),
+            ("8.8.8.8", "192.0.2.1", 8080, "TCP", false),
+            ("2a00::1", "2001:db8::2", 8080, "TCP", false),
+            // It stays open whatever the policy says.
+            ("8.8.8.8", "192.0.2.1", 22, "TCP", true),
+            ("8.8.8.8", "192.0.2.1", 22, "UDP", false),
+            ("192.0.2.2", "192.0.2.1", 8080, "TCP", true),
+            ("shop/db", "192.0.2.1", 8080, "TCP", true),
+            ("shop/web", "192.0.2.1", 8080, "TCP", true),
+            ("192.0.2.1", "8.8.8.8", 9999, "TCP", true),
+            ("8.8.8.8", "shop/web", 8080, "TCP", true),
+        ],
+    );
+    let shop = examples().join("shop");
+    let policy = examples().join("17-nodes.yaml");
+    let (shop, policy) = (shop.to_str().unwrap(), policy.to_str().unwrap());
+    for (port, rule) in [
+        ("22", "builtin/failsafe"),
+        ("8080", "ClusterSegmentPolicy/nodes ingress default-deny"),
+    ] {
+        let question = ["--from", "8.8.8.8", "--to", "192.0.2.1", "--port", port];
+        let ran = bulkhead(
+            &[["explain", "--manifests", shop, policy].as_slice(), &question].concat(),
+            "",
+        );
+        assert_eq!(ran.status, 0, "{}{}", ran.out, ran.err);
+        assert!(ran.out.contains(rule), "{}", ran.out);
+    }
+}

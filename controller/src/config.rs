@@ -1,7 +1,8 @@
 //! What the controller can be told, by flags and environment.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, str::FromStr};
 
+use bulkhead_policy::failsafe::{self, Failsafe, Opening};
 use bulkhead_proto::log;
 use clap::Parser;
 
@@ -53,6 +54,16 @@ pub struct Config {
         default_value = "unix:/run/bulkhead/controller.sock"
     )]
     pub listen: Listen,
+    /// What no policy of nodes closes: destination ports on which nodes are reached, as tcp:22,udp:67-68; `none` needs
+    /// --failsafe-accept-risk.
+    #[arg(long, value_name = "PORTS", env = "BULKHEAD_FAILSAFE_INBOUND", default_value = failsafe::INBOUND)]
+    pub failsafe_inbound: Openings,
+    /// The same for what nodes send.
+    #[arg(long, value_name = "PORTS", env = "BULKHEAD_FAILSAFE_OUTBOUND", default_value = failsafe::OUTBOUND)]
+    pub failsafe_outbound: Openings,
+    /// An empty failsafe set is meant: a policy of nodes may cut a node off from everybody.
+    #[arg(long)]
+    pub failsafe_accept_risk: bool,
     /// TCP with mutual TLS.
     #[command(flatten)]
     pub tls: crate::tls::options::Options,
@@ -65,6 +76,43 @@ pub struct Config {
     /// What to log: a level, or directives such as `info,bulkhead_controller=debug`.
     #[arg(long, env = "BULKHEAD_LOG_LEVEL", default_value = "info")]
     pub log_level: String,
+}
+
+impl Config {
+    /// What no policy of nodes closes.
+    ///
+    /// # Errors
+    /// A set is empty, and nobody said that this is meant.
+    pub fn failsafe(&self) -> Result<Failsafe, String> {
+        let failsafe = Failsafe {
+            inbound: self.failsafe_inbound.0.clone(),
+            outbound: self.failsafe_outbound.0.clone(),
+            risk_accepted: self.failsafe_accept_risk,
+        };
+        let emptied = failsafe.emptied().next();
+        match emptied {
+            Some(direction) => Err(format!(
+                "the failsafe set for {direction} is empty, so a policy of nodes could cut a node off for good; give it ports, or \
+                 --failsafe-accept-risk"
+            )),
+            None => Ok(failsafe),
+        }
+    }
+}
+
+/// Ports of an option, separated by commas; `none` for no port.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Openings(pub BTreeSet<Opening>);
+
+impl FromStr for Openings {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "" | "none" => Ok(Self(BTreeSet::new())),
+            text => text.split(',').map(str::parse).collect::<Result<_, _>>().map(Self),
+        }
+    }
 }
 
 /// An address that only this machine reaches.
@@ -117,8 +165,15 @@ mod tests {
         assert_eq!(config.listen, Listen::Unix("/run/bulkhead/controller.sock".into()));
         let parses = |arguments: &[&str]| Config::try_parse_from([&["bulkhead-controller"], arguments].concat());
         assert!(parses(&["--kube", "--kubeconfig", "/k"]).is_ok_and(|config| config.install_crds));
+        assert_eq!(config.failsafe(), Ok(Failsafe::default()));
+        let emptied = ["bulkhead-controller", "--manifests", "/m", "--failsafe-inbound", "none"];
+        let refused = Config::parse_from(emptied).failsafe().unwrap_err();
+        assert!(refused.contains("--failsafe-accept-risk"), "{refused}");
+        let meant = Config::parse_from(emptied.iter().chain(&["--failsafe-accept-risk"]));
+        assert!(meant.failsafe().is_ok_and(|failsafe| failsafe.inbound.is_empty()));
         for wrong in [
             &[][..],
+            &["--manifests", "/m", "--failsafe-inbound", "22"],
             &["--kube", "--manifests", "/m"],
             &["--manifests", "/m", "--kubeconfig", "/k"],
             &["--kube", "--debug-listen", "0.0.0.0:9"],

@@ -10,6 +10,7 @@ use bulkhead_policy::{
     compiler::{Compiler, ControlPlane},
     diagnostic::Diagnostic,
     digest::Digest,
+    failsafe::Failsafe,
     model::{Event, Object, ObjectKey, Policy, PolicyKey},
     references::Reference,
     state::State,
@@ -91,7 +92,12 @@ impl Pulse {
 
 impl Engine {
     /// An engine that has seen nothing; the receiver's world has revision 0. `control` names the pods that no policy cuts off.
-    pub(crate) fn new(metrics: Metrics, control: Option<ControlPlane>) -> (Self, watch::Receiver<Arc<World>>) {
+    /// `failsafe` is what no policy of nodes closes.
+    pub(crate) fn new(
+        metrics: Metrics,
+        control: Option<ControlPlane>,
+        failsafe: Failsafe,
+    ) -> (Self, watch::Receiver<Arc<World>>) {
         let (worlds, receiver) = watch::channel(Arc::new(World::default()));
         let source = Batch {
             events: Vec::new(),
@@ -100,7 +106,9 @@ impl Engine {
             seen: Instant::now(),
         };
         let engine = Self {
-            compiler: control.map_or_else(Compiler::default, Compiler::with_control),
+            compiler: control
+                .map_or_else(Compiler::default, Compiler::with_control)
+                .with_failsafe(failsafe),
             facts: Facts::default(),
             source,
             findings: Vec::new(),

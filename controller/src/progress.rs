@@ -40,21 +40,30 @@ pub(crate) struct Enforcement {
     pub(crate) trouble: Option<String>,
     /// A node that needs it holds it, and packets go past its programs.
     pub(crate) bypassed: Option<String>,
+    /// Why a node took it back.
+    pub(crate) reverted: Option<String>,
 }
 
 impl Enforcement {
-    /// How far `entry` is.
+    /// How far `entry` is; `of_nodes` = it selects nodes, which take back what cuts them off.
     pub(crate) fn of(
         entry: &PolicyEntry,
         needed: Option<&BTreeMap<&str, u32>>,
         nodes: &BTreeMap<String, NodeRecord>,
+        of_nodes: bool,
     ) -> Self {
         let mut found = Self::default();
         for (name, endpoints) in needed.into_iter().flatten() {
             found.needed += 1;
             found.endpoints = found.endpoints.saturating_add(*endpoints);
             let record = nodes.get(*name);
-            if let Some(record) = record.filter(|record| record.holds(entry)) {
+            let reverted = record.filter(|record| of_nodes && !record.reverted.is_empty());
+            if let Some(record) = reverted
+                && found.reverted.is_none()
+            {
+                found.reverted = Some(format!("node {name}: {}", record.reverted));
+            }
+            if let Some(record) = record.filter(|record| record.holds(entry) && reverted.is_none()) {
                 found.enforced += 1;
                 // A node that connected later is not to blame for the time before.
                 let begin = record.connected_at.map_or(entry.seen, |at| at.max(entry.seen));
@@ -167,6 +176,7 @@ pub(crate) async fn run(
 
 fn standings_of(world: &World, nodes: &BTreeMap<String, NodeRecord>) -> Standings {
     let nodes_of = world.nodes_of_policies();
+    let of_nodes = world.policies_of_nodes();
     let mut findings: BTreeMap<&str, Vec<Diagnostic>> = BTreeMap::new();
     for found in world.diagnostics.iter() {
         let of_object = findings.entry(found.object.as_str()).or_default();
@@ -180,7 +190,12 @@ fn standings_of(world: &World, nodes: &BTreeMap<String, NodeRecord>) -> Standing
             uid: entry.uid.clone(),
             generation: entry.generation,
             revision: entry.revision,
-            enforcement: Enforcement::of(entry, nodes_of.get(key.to_string().as_str()), nodes),
+            enforcement: Enforcement::of(
+                entry,
+                nodes_of.get(key.to_string().as_str()),
+                nodes,
+                of_nodes.contains(key.to_string().as_str()),
+            ),
             findings: findings.get(object.as_str()).cloned().unwrap_or_default(),
         };
         (key.clone(), standing)

@@ -41,6 +41,8 @@ pub(crate) struct NodeRecord {
     pub(crate) ack_latency: Duration,
     /// What the node says is wrong.
     pub(crate) error: String,
+    /// Why the node's own rules are not those it was sent; empty when they are.
+    pub(crate) reverted: String,
     /// Why the node is not sent what it should have.
     pub(crate) held_back: String,
     /// As of the last ack.
@@ -215,6 +217,7 @@ impl Registry {
         layout.clone_into(&mut record.layout);
         record.error.clear();
         record.held_back.clear();
+        record.reverted.clear();
         // Until the node says otherwise it holds nothing we know of.
         record.held.clear();
         (record.updates, record.snapshots) = (0, 0);

@@ -54,6 +54,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Serves until `shutdown` is done (then Ok), or until a part of it ends that must not. `log_level` changes the level at run time.
 pub async fn run(config: Config, log_level: Option<Level>, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let certificates = config.tls.source()?;
+    let failsafe = config.failsafe().map_err(anyhow::Error::msg)?;
     let Listen::Unix(path) = &config.listen;
     let (_socket, listener) = Socket::bind(path)?;
     let started = SystemTime::now();
@@ -64,7 +65,7 @@ pub async fn run(config: Config, log_level: Option<Level>, shutdown: impl Future
         started,
         source: source_text.clone(),
     };
-    let (engine, worlds) = Engine::new(metrics.clone(), control_plane(&config));
+    let (engine, worlds) = Engine::new(metrics.clone(), control_plane(&config), failsafe);
     let pulse = engine.pulse();
     let (inputs, engine_inputs) = mpsc::channel(INPUTS);
     let (batches, mut source_batches) = mpsc::channel::<Batch>(1);

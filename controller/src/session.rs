@@ -273,11 +273,13 @@ impl Session {
         let enforced = u32::try_from(enforced).unwrap_or(u32::MAX);
         let bypassed = bypassed(ack);
         let error: String = ack.error.chars().take(ERROR_CHARACTERS).collect();
+        let reverted: String = ack.host_reverted.chars().take(ERROR_CHARACTERS).collect();
         let Some(in_flight) = self.in_flight.take_if(|in_flight| in_flight.revision == ack.revision) else {
             self.seat.update(|record| {
                 record.enforced = enforced;
                 record.bypassed = bypassed;
                 record.error = error;
+                record.reverted = reverted;
             });
             return;
         };
@@ -291,6 +293,7 @@ impl Session {
                 record.enforced = enforced;
                 record.bypassed = bypassed;
                 record.error.clear();
+                record.reverted = reverted;
             });
             self.base = Some(in_flight.part);
             self.consider();

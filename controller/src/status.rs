@@ -34,10 +34,17 @@ pub(crate) struct About {
 
 /// The answer to `GetStatus`.
 pub(crate) fn status(about: &About, world: &World, nodes: &BTreeMap<String, NodeRecord>) -> v1::ControllerStatus {
+    let of_nodes = world.policies_of_nodes();
     let nodes_of = world.nodes_of_policies();
     let policies = world.policies.iter().map(|(key, entry)| {
         let needed = nodes_of.get(key.to_string().as_str());
-        policy(key, entry, needed, world, nodes)
+        policy(
+            key,
+            entry,
+            (needed, of_nodes.contains(key.to_string().as_str())),
+            world,
+            nodes,
+        )
     });
     let left_out = world.diagnostics.len().saturating_sub(DIAGNOSTICS_MAX);
     v1::ControllerStatus {
@@ -57,13 +64,13 @@ pub(crate) fn status(about: &About, world: &World, nodes: &BTreeMap<String, Node
 fn policy(
     key: &PolicyKey,
     entry: &PolicyEntry,
-    needed: Option<&BTreeMap<&str, u32>>,
+    (needed, of_nodes): (Option<&BTreeMap<&str, u32>>, bool),
     world: &World,
     nodes: &BTreeMap<String, NodeRecord>,
 ) -> v1::PolicyStatus {
     let text = object_text(&ObjectKey::Policy(key.clone()));
     let refused = |found: &Diagnostic| found.severity == Severity::Error && found.object == text;
-    let enforcement = Enforcement::of(entry, needed, nodes);
+    let enforcement = Enforcement::of(entry, needed, nodes, of_nodes);
     v1::PolicyStatus {
         policy: Some(key.into()),
         generation: entry.generation,
@@ -90,7 +97,7 @@ fn node(name: &str, record: &NodeRecord, world: &World) -> v1::NodeStatus {
         revision_held: record.held(),
         last_ack: record.last_ack.map(Into::into),
         ack_latency_ms: milliseconds(record.ack_latency),
-        error: [&record.held_back, &record.error, &record.bypassed]
+        error: [&record.held_back, &record.error, &record.reverted, &record.bypassed]
             .into_iter()
             .find(|text| !text.is_empty())
             .cloned()

@@ -219,6 +219,20 @@ impl World {
         news.filter_map(|key| Some((key, self.policies.get(key)?)))
     }
 
+    /// Policies that select nodes, by the text rulesets name them by.
+    pub(crate) fn policies_of_nodes(&self) -> BTreeSet<&str> {
+        let hosts = self.locals.values().flat_map(|local| {
+            let endpoints = local.state.endpoints.iter().filter(|(key, _)| key.is_node());
+            endpoints.flat_map(|(_, endpoint)| {
+                let rulesets = [endpoint.egress, endpoint.ingress].map(|name| local.state.rulesets.get(&name));
+                rulesets.into_iter().flatten()
+            })
+        });
+        hosts
+            .flat_map(|ruleset| ruleset.policies.iter().map(String::as_str))
+            .collect()
+    }
+
     /// Nodes with endpoints that a policy selects. Rulesets name their policies by this text.
     pub(crate) fn nodes_of_policies(&self) -> BTreeMap<&str, BTreeMap<&str, u32>> {
         let mut found: BTreeMap<&str, BTreeMap<&str, u32>> = BTreeMap::new();

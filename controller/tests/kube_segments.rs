@@ -217,6 +217,13 @@ async fn definitions_take_what_is_good_and_say_what_is_not() {
             "Pass is for rules of tier Admin",
         ),
         (wide("bad", &json!({"ingress": []})), "spec.subject: Required value"),
+        (
+            wide(
+                "bad",
+                &json!({"subject": {"nodeSelector": {}, "podSelector": {}}, "ingress": []}),
+            ),
+            "a policy is for nodes (nodeSelector) or for pods",
+        ),
         (group(&json!(["ten"])), "not a block of addresses"),
     ] {
         let (went_well, said) = kubectl(&cluster, APPLY, &bad);

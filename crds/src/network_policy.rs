@@ -95,6 +95,7 @@ fn lower_parts(parts: &Parts, unknown: &Unknown, report: &mut Report<'_>) -> Opt
             pods: subject.selector,
             service_accounts: Match::Any,
         }],
+        nodes: Vec::new(),
         isolates,
         mode: Mode::Enforce,
         manner,

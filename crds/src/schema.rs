@@ -27,6 +27,11 @@ pub(crate) const ONE_KIND_OF_PEER: &str = "[has(self.namespaceSelector) || has(s
 pub(crate) const ONE_KIND_OF_PEER_MESSAGE: &str = "a peer is pods (namespaceSelector, podSelector, serviceAccounts), or one of \
      service, network, addressGroup, entity and fqdns";
 
+pub(crate) const PODS_OR_NODES: &str =
+    "!has(self.nodeSelector) || !(has(self.namespaceSelector) || has(self.podSelector) || has(self.serviceAccounts))";
+pub(crate) const PODS_OR_NODES_MESSAGE: &str =
+    "a policy is for nodes (nodeSelector) or for pods (namespaceSelector, podSelector, serviceAccounts)";
+
 /// A custom resource definition, and the name of its file.
 #[derive(Clone, Debug)]
 pub struct Definition {

@@ -194,9 +194,10 @@ pub struct SegmentSubject {
     pub service_accounts: Option<Vec<String>>,
 }
 
-/// Pods of any namespace; conditions that are set hold together.
+/// Pods of any namespace, conditions that are set hold together; or nodes.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": schema::PODS_OR_NODES, "message": schema::PODS_OR_NODES_MESSAGE}]))]
 pub struct ClusterSegmentSubject {
     /// Labels of their namespaces; absent or empty means all.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -210,6 +211,12 @@ pub struct ClusterSegmentSubject {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::names")]
     pub service_accounts: Option<Vec<String>>,
+    /// Labels of nodes, empty means every node: the policy is for the nodes themselves, where packets enter and leave them, and
+    /// for no pod. What a node needs to stay reachable stays open whatever it says (the controller's `--failsafe-inbound` and
+    /// `--failsafe-outbound`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::label_selector")]
+    pub node_selector: Option<LabelSelector>,
 }
 
 /// A rule for what the pods receive.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use bulkhead_policy::model::{Direction, Mode, Object, PolicyKind, Tier};
+use bulkhead_policy::model::{Action, Direction, Match, Mode, Object, PolicyKind, Rule, Tier};
 use common::{lower, messages, pod_match, policy, show};
 
 fn namespaced(spec: &str) -> String {
@@ -91,6 +91,51 @@ fn heads() {
     assert_eq!(
         policy(&lowered).isolates.iter().collect::<Vec<_>>(),
         [&Direction::Egress]
+    );
+}
+
+/// Policies of nodes: what they select, and what is no part of them.
+#[test]
+fn nodes() {
+    let lowered = lower(&cluster(
+        "{subject: {nodeSelector: {matchLabels: {role: edge}}}, ingress: []}",
+    ));
+    assert_eq!(messages(&lowered), Vec::<String>::new());
+    let edge = policy(&lowered);
+    assert!(edge.subject.is_empty());
+    assert_eq!(edge.nodes.len(), 1);
+    assert_eq!(edge.isolates.iter().collect::<Vec<_>>(), [&Direction::Ingress]);
+    for (subject, egress, wanted) in [
+        (
+            "{nodeSelector: {}, podSelector: {}}",
+            "[{}]",
+            "stands beside a selector of pods",
+        ),
+        ("{nodeSelector: 5}", "[{}]", "spec.subject.nodeSelector"),
+        (
+            "{nodeSelector: {matchLabels: {role: -x}}}",
+            "[{}]",
+            "spec.subject.nodeSelector.matchLabels[role]",
+        ),
+        (
+            "{nodeSelector: {}}",
+            "[{to: [{fqdns: [a.test]}]}]",
+            "egress[0].to[0].fqdns: is not for policies of nodes",
+        ),
+    ] {
+        let lowered = lower(&cluster(&format!("{{subject: {subject}, egress: {egress}}}")));
+        let said = messages(&lowered);
+        assert!(said.iter().any(|line| line.contains(wanted)), "{subject}: {said:#?}");
+        let policy = policy(&lowered);
+        // Nodes are meant, and nothing is allowed that was not read whole.
+        assert!(policy.subject.is_empty() && policy.nodes.len() == 1, "{subject}");
+        let allows = |rule: &Rule| rule.action == Action::Allow && rule.peers == Match::Any;
+        assert!(!policy.egress.iter().any(allows), "{subject}: {:?}", policy.egress);
+    }
+    let said = messages(&lower(&namespaced("{subject: {nodeSelector: {}}, ingress: []}")));
+    assert!(
+        said.iter().any(|line| line.contains("make it a ClusterSegmentPolicy")),
+        "{said:#?}"
     );
 }
 

@@ -21,8 +21,10 @@ use tokio::{
 use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::{
-    clock, commands, cri,
-    endpoints::{LinkChanges, Netlink},
+    clock, commands,
+    confirm::Confirming,
+    cri,
+    endpoints::{Here, LinkChanges},
     flows::{self, history},
     gate::{Admissions, Gate},
     ground::Machine,
@@ -83,6 +85,23 @@ fn serve(options: options::Agent, log_level: Level) -> Result<()> {
     result
 }
 
+/// Who may start.
+fn gate(
+    options: &options::Agent,
+    sync: &SyncSender<Input>,
+    holding: &watch::Receiver<Holding>,
+    connection: &watch::Receiver<Connection>,
+) -> Gate {
+    Gate {
+        start: options.start_gate,
+        control: options.control_namespace.iter().cloned().collect(),
+        sync: sync.clone(),
+        holding: holding.clone(),
+        connection: connection.clone(),
+        admissions: Admissions::default(),
+    }
+}
+
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     thread::Builder::new()
         .name(name.to_owned())
@@ -124,10 +143,17 @@ impl Parts {
         let ring = kernel.events()?;
         let fuse = Fuse::new(options.fail_after_writes, options.refuse_writes.clone());
         let store = Store::open(&options.state_dir, &node)?;
-        let links = Netlink::open().context("asking the kernel about devices")?;
+        let here = Here::open(&options.uplinks.uplink).context("asking the kernel about devices")?;
         let machine = Machine::new(kernel, fuse, options.learning())?;
-        let state = Sync::start(&node, Box::new(machine), Box::new(links), store, shared)?
-            .watching(options.drift(), options.canary());
+        let state = Sync::start(
+            &node,
+            Box::new(machine),
+            Box::new(here),
+            store,
+            shared,
+            options.confirm_within,
+        )?
+        .watching(options.drift(), options.canary());
 
         let (sync, inputs) = sync_channel(QUEUE);
         let syncing = spawn("sync", move || state.run(&inputs))?;
@@ -143,14 +169,7 @@ impl Parts {
         let (changes, notices, stopped) = (LinkChanges::open()?, sync.clone(), stop.clone());
         let watching = spawn("links", move || watch_links(&changes, &notices, &stopped))?;
         let (connection, connected) = watch::channel(Connection::default());
-        let gate = Gate {
-            start: options.start_gate,
-            control: options.control_namespace.iter().cloned().collect(),
-            sync: sync.clone(),
-            holding: holding.clone(),
-            connection: connected.clone(),
-            admissions: Admissions::default(),
-        };
+        let gate = gate(options, &sync, &holding, &connected);
         let agent = Arc::new(Agent {
             node: node.as_str().into(),
             started: clock::wall(),
@@ -196,6 +215,13 @@ impl Parts {
             connection: self.connection.clone(),
             from_scratch: false,
         };
+        let confirming = Confirming {
+            controller: options.controller.clone(),
+            tls: stream.tls.clone(),
+            also: options.confirm_also.clone(),
+            holding: self.holding.clone(),
+            sync: self.sync.clone(),
+        };
         let service = AgentServiceServer::from_arc(self.agent.clone());
         let server = tonic::transport::Server::builder()
             .add_service(service)
@@ -214,6 +240,7 @@ impl Parts {
             () = stream.run() => Ok(()),
             result = beside => result,
             () = guarding => Ok(()),
+            () = confirming.run() => Ok(()),
             () = sync_gone => anyhow::bail!("the sync thread has ended: its last message above says why"),
             _ = terminate.recv() => Ok(()),
             _ = interrupt.recv() => Ok(()),

@@ -1,18 +1,19 @@
 //! What the sync thread writes to: this machine's kernel, or maps in memory where only the thread itself is looked at.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use bulkhead_policy::{
     fqdn::{NameTables, Pattern},
     plan::{MapDump, MapKind, MapOp, MapWriter as _},
 };
 use bulkhead_verdict::{
+    address::Address,
     layout::{Flow, FlowKey, LeaseKey},
     maps::Hook,
     reason::Reason,
 };
 
-use crate::kernel::{Fuse, Kernel, KernelError, Learning, Place, Standing, Writer};
+use crate::kernel::{Fuse, Kernel, KernelError, Leads, Learning, Place, Standing, Writer};
 
 /// Maps, and devices that can carry programs.
 pub(crate) trait Ground: Send {
@@ -30,6 +31,22 @@ pub(crate) trait Ground: Send {
     fn attach(&mut self, ifindex: u32) -> Result<(), KernelError>;
     /// Takes our programs off a device, or forgets one that is gone.
     fn detach(&mut self, ifindex: u32) -> Result<(), KernelError>;
+    /// Devices that lead out of the node and carry our programs.
+    fn attached_out(&self) -> Result<Vec<u32>, KernelError> {
+        Ok(Vec::new())
+    }
+    /// Puts our programs on a device that leads out of the node.
+    fn attach_out(&mut self, _ifindex: u32) -> Result<(), KernelError> {
+        Ok(())
+    }
+    /// Takes our programs off such a device, or forgets one that is gone.
+    fn detach_out(&mut self, _ifindex: u32) -> Result<(), KernelError> {
+        Ok(())
+    }
+    /// Makes these the node's own addresses.
+    fn set_own(&mut self, _addresses: &BTreeSet<IpAddr>) -> Result<(), KernelError> {
+        Ok(())
+    }
     /// Adds a flow that is older than its judge, unless there is one.
     fn add_flow(&mut self, key: &FlowKey, flow: Flow) -> Result<(), KernelError>;
     /// What the maps hold where a write writes; see `kernel::elements`.
@@ -37,7 +54,7 @@ pub(crate) trait Ground: Send {
     /// The next elements of a map, and whether they are the last.
     fn scan(&self, kind: MapKind, place: &mut Place, count: usize) -> Result<(Vec<MapOp>, bool), KernelError>;
     /// Whether our programs are where they were put on a device.
-    fn standing(&self, ifindex: u32) -> Result<Standing, KernelError>;
+    fn standing(&self, ifindex: u32, leads: Leads) -> Result<Standing, KernelError>;
     /// Packets judged at a hook, those apart that the other hook sent there as answers.
     fn judged(&self, _hook: Hook) -> Result<u64, KernelError> {
         Ok(0)
@@ -143,8 +160,32 @@ impl Ground for Machine {
         self.kernel.maps.scan(kind, place, count)
     }
 
-    fn standing(&self, ifindex: u32) -> Result<Standing, KernelError> {
-        self.kernel.standing(ifindex)
+    fn standing(&self, ifindex: u32, leads: Leads) -> Result<Standing, KernelError> {
+        self.kernel.standing(ifindex, leads)
+    }
+
+    fn attached_out(&self) -> Result<Vec<u32>, KernelError> {
+        self.kernel.attached_out()
+    }
+
+    fn attach_out(&mut self, ifindex: u32) -> Result<(), KernelError> {
+        self.kernel.attach_out(ifindex)
+    }
+
+    fn detach_out(&mut self, ifindex: u32) -> Result<(), KernelError> {
+        self.kernel.detach_out(ifindex)
+    }
+
+    fn set_own(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), KernelError> {
+        let own = &self.kernel.maps.own;
+        let mut there = Vec::new();
+        own.for_each(|address, _| there.push(address))?;
+        let wanted: Vec<Address> = addresses.iter().map(|address| Address::from(*address)).collect();
+        for address in wanted.iter().filter(|address| !there.contains(address)) {
+            own.set(address, &1)?;
+        }
+        there.retain(|address| !wanted.contains(address));
+        own.remove_all(&there)
     }
 
     fn judged(&self, hook: Hook) -> Result<u64, KernelError> {

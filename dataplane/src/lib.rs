@@ -12,6 +12,7 @@ mod cleanup;
 mod clock;
 pub mod cni;
 mod commands;
+mod confirm;
 mod cri;
 mod endpoints;
 mod flows;

@@ -32,6 +32,8 @@ pub(crate) struct Metrics {
     pub(crate) apply: Histogram,
     /// Bypasses that were begun.
     pub(crate) bypasses: Counter,
+    /// Changes of the node's own rules that were taken back.
+    pub(crate) reverts: Counter,
     /// Open connections that pods had when their devices were attached.
     pub(crate) inherited: Counter,
     /// Comparisons with the kernel.
@@ -54,6 +56,7 @@ impl Default for Metrics {
             map_failures: Counter::default(),
             apply: Histogram::new(exponential_buckets(0.000_1, 2.0, 18)),
             bypasses: Counter::default(),
+            reverts: Counter::default(),
             inherited: Counter::default(),
             drift: Drift::default(),
             past: Family::default(),
@@ -98,6 +101,11 @@ pub(crate) fn text(agent: &Agent) -> Result<String> {
         own.inherited.clone(),
     );
     registry.register("bypasses", "Bypasses begun", own.bypasses.clone());
+    registry.register(
+        "host_reverts",
+        "Changes of the node's own rules that were not confirmed and were taken back",
+        own.reverts.clone(),
+    );
     own.drift.register(&mut registry);
     registry.register(
         "packets_past",

@@ -237,6 +237,9 @@ impl Names {
             rule::CONTROL => builtin(Builtin::Control),
             rule::UNMANAGED => builtin(Builtin::Unmanaged),
             rule::MIXED_BACKENDS => builtin(Builtin::MixedBackends),
+            rule::FORWARDED => builtin(Builtin::Forwarded),
+            rule::FAILSAFE => builtin(Builtin::Failsafe),
+            rule::NODE_PORT => builtin(Builtin::NodePort),
             number => match self.meaning(intern_kind::RULE, number) {
                 Some(meaning) => meaning.text,
                 None => format!("unknown rule {number}").into(),

@@ -111,6 +111,13 @@ pub(crate) struct Agent {
     pub(crate) flows: FlowOptions,
     #[command(flatten)]
     pub(crate) uplinks: UplinkOptions,
+    /// Time in which a change of the node's own rules must be confirmed by a new connection to the controller; else it is taken
+    /// back. 0s = it counts at once
+    #[arg(long, value_name = "TIME", env = "BULKHEAD_CONFIRM_WITHIN", default_value = "30s", value_parser = duration)]
+    pub(crate) confirm_within: Duration,
+    /// What else must take a TCP connection for that: <HOST:PORT> (may be given several times)
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    pub(crate) confirm_also: Vec<String>,
     /// Shortest time an address stays known for a name, whatever the answer's TTL says, seconds
     #[arg(long, env = "BULKHEAD_FQDN_MIN_TTL", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=86_400))]
     pub(crate) fqdn_min_ttl: u32,

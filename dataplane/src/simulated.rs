@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use crate::{
     endpoints::{Device, Devices, FindError, Link},
     ground::Ground,
-    kernel::{KernelError, Place, Standing},
+    kernel::{KernelError, Leads, Place, Standing},
     metrics::Metrics,
     names::{DeviceNames, Names},
     store::Store,
@@ -79,7 +79,14 @@ impl Simulated {
             attached: Vec::new(),
         });
         let store = Store::open(folder, node)?;
-        let state = Sync::start(node, ground, Box::new(Named::default()), store, shared)?;
+        let state = Sync::start(
+            node,
+            ground,
+            Box::new(Named::default()),
+            store,
+            shared,
+            std::time::Duration::ZERO,
+        )?;
         let (sync, inputs) = sync_channel(QUEUE);
         let thread = thread::Builder::new()
             .name("sync".to_owned())
@@ -194,7 +201,7 @@ impl Ground for Memory {
         Ok((Vec::new(), true))
     }
 
-    fn standing(&self, _ifindex: u32) -> Result<Standing, KernelError> {
+    fn standing(&self, _ifindex: u32, _leads: Leads) -> Result<Standing, KernelError> {
         Ok(Standing::NoDevice)
     }
 

@@ -15,6 +15,7 @@ use std::{
 use bulkhead_policy::state::State;
 use bulkhead_proto::{
     MESSAGE_BYTES_MAX,
+    state_digest::StateDigest,
     update::{Assembler, Revision, encode, encode_snapshot},
     v1::Update,
 };
@@ -123,46 +124,7 @@ impl Store {
 
     /// Reads the last whole revision; `None` when there is no file.
     pub(crate) fn load(&self) -> Result<Option<Stored>, StoreError> {
-        let mut file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => {
-                return Err(StoreError::Read {
-                    path: self.path.clone(),
-                    source,
-                });
-            }
-        };
-        let content = |problem: String| StoreError::Content {
-            path: self.path.clone(),
-            problem,
-        };
-        let mut assembler = Assembler::default();
-        let mut stored: Option<Stored> = None;
-        while let Some(payload) = frame(&mut file).map_err(|source| StoreError::Read {
-            path: self.path.clone(),
-            source,
-        })? {
-            let update = Update::decode(payload.as_slice()).map_err(|error| content(error.to_string()))?;
-            let revision = assembler.push(update).map_err(|error| content(error.to_string()))?;
-            let Some(Revision {
-                revision,
-                snapshot,
-                delta,
-                ..
-            }) = revision
-            else {
-                continue;
-            };
-            let mut state = match (snapshot, stored.take()) {
-                (true, _) => State::default(),
-                (false, Some(before)) => before.state,
-                (false, None) => return Err(content("it begins with a difference".to_owned())),
-            };
-            state.apply(delta).map_err(|error| content(error.to_string()))?;
-            stored = Some(Stored { revision, state });
-        }
-        Ok(stored)
+        read(&self.path)
     }
 
     /// True when a revision is added to the file, false when the file is written anew.
@@ -211,6 +173,70 @@ impl Store {
         self.file = Some(file);
         Ok(())
     }
+}
+
+/// Writes a state into a file of its own, whole or not at all.
+pub(crate) fn write_state(path: &Path, state: &State) -> Result<(), StoreError> {
+    let digest = StateDigest::of(state).digest();
+    let write = || -> io::Result<()> {
+        let messages = encode_snapshot(1, digest, state).map_err(io::Error::other)?;
+        let fresh = path.with_extension("new");
+        let mut file = File::create(&fresh)?;
+        for message in messages {
+            append(&mut file, &[message])?;
+        }
+        file.sync_data()?;
+        fs::rename(&fresh, path)
+    };
+    write().map_err(|source| StoreError::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Reads what [`write_state`] wrote; `None` when there is no file.
+pub(crate) fn read_state(path: &Path) -> Result<Option<State>, StoreError> {
+    Ok(read(path)?.map(|stored| stored.state))
+}
+
+/// Reads the last whole revision of a file; `None` when there is none.
+fn read(path: &Path) -> Result<Option<Stored>, StoreError> {
+    let failed = |source| StoreError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(failed(source)),
+    };
+    let content = |problem: String| StoreError::Content {
+        path: path.to_owned(),
+        problem,
+    };
+    let mut assembler = Assembler::default();
+    let mut stored: Option<Stored> = None;
+    while let Some(payload) = frame(&mut file).map_err(failed)? {
+        let update = Update::decode(payload.as_slice()).map_err(|error| content(error.to_string()))?;
+        let revision = assembler.push(update).map_err(|error| content(error.to_string()))?;
+        let Some(Revision {
+            revision,
+            snapshot,
+            delta,
+            ..
+        }) = revision
+        else {
+            continue;
+        };
+        let mut state = match (snapshot, stored.take()) {
+            (true, _) => State::default(),
+            (false, Some(before)) => before.state,
+            (false, None) => return Err(content("it begins with a difference".to_owned())),
+        };
+        state.apply(delta).map_err(|error| content(error.to_string()))?;
+        stored = Some(Stored { revision, state });
+    }
+    Ok(stored)
 }
 
 fn messages(revision: &Revision) -> io::Result<Vec<Vec<u8>>> {

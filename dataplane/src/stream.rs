@@ -300,6 +300,7 @@ fn ack(holding: &Holding, revision: u64, error: String) -> node_message::Message
         endpoints: holding.generations.clone(),
         held_at: clock::timestamp(holding.held_at),
         apply_micros: holding.apply_micros,
+        host_reverted: holding.reverted.clone(),
     })
 }
 

@@ -190,6 +190,7 @@ fn policy(number: u32, namespaces: u32) -> Policy {
         tier: Tier::NetworkPolicy,
         priority: 0,
         subject: vec![pods(NamespaceMatch::Name(own), label("app", format!("app-{app}")))],
+        nodes: Vec::new(),
         isolates: BTreeSet::from([Direction::Ingress, Direction::Egress]),
         mode: Mode::Enforce,
         manner: Manner::default(),

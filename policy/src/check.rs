@@ -3,6 +3,7 @@
 
 mod cut;
 mod dns;
+mod hosts;
 mod peers;
 mod ports;
 
@@ -57,7 +58,7 @@ fn of_policy(compiler: &Compiler, policy: &Policy) -> Vec<Diagnostic> {
     };
     let subjects = policy.subject.iter().flat_map(|subject| compiler.index.select(subject));
     let selected: BTreeSet<WorkloadId> = subjects.collect();
-    if selected.is_empty() {
+    if selected.is_empty() && policy.nodes.is_empty() {
         findings.warning(
             "spec",
             "selects no pod, so nothing is enforced for it; check the selector against the labels of the pods and namespaces",
@@ -86,6 +87,7 @@ fn of_policy(compiler: &Compiler, policy: &Policy) -> Vec<Diagnostic> {
             ports::check(compiler, &mut findings, (direction, rule), &selected);
         }
     }
+    hosts::check(compiler, &mut findings);
     dns::check(compiler, &mut findings, &selected);
     same_priority(compiler, &mut findings, &selected);
     findings.list

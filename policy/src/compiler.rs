@@ -1,6 +1,8 @@
 //! The compiler as a state machine: events in, the difference of the compiled state out. What an event costs depends on
 //! what it changes, not on how much there is.
 
+mod hosts;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -10,6 +12,7 @@ use crate::{
     atom::Atom,
     check,
     diagnostic::Diagnostic,
+    failsafe::Failsafe,
     frontends::Frontends,
     identity::{Bearer, Identities, IdentityId, describe},
     index::{Claimant, Dirty, Index, Place, WorkloadId},
@@ -27,6 +30,8 @@ use crate::{
     rulesets::{Program, RulesetId, Rulesets, SubjectPorts},
     state::{AddressKind, Binding, Delta, Endpoint, Network, PeerId, State},
 };
+
+use hosts::Hosts;
 
 /// What a batch of events did.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -73,6 +78,7 @@ pub struct Compiler {
     written: BTreeSet<PolicyKey>,
     work: Work,
     control: Option<ControlPlane>,
+    hosts: Hosts,
 }
 
 /// Whose pods run the control plane: they reach and are reached whatever policies say (`builtin/control`), or a policy that
@@ -115,6 +121,18 @@ impl Compiler {
         }
     }
 
+    /// The same with other ports that policies of nodes leave open.
+    #[must_use]
+    pub fn with_failsafe(mut self, failsafe: Failsafe) -> Self {
+        self.hosts.failsafe = failsafe;
+        self
+    }
+
+    /// What policies of nodes leave open.
+    pub const fn failsafe(&self) -> &Failsafe {
+        &self.hosts.failsafe
+    }
+
     /// True for a pod of the control plane.
     pub(crate) fn is_control(&self, workload: &Workload) -> bool {
         self.control.as_ref().is_some_and(|control| control.has(workload))
@@ -148,6 +166,7 @@ impl Compiler {
             && self.network_identities.is_empty()
             && self.endpoints.is_empty()
             && self.classes.is_empty()
+            && self.hosts.is_empty()
     }
 
     /// Takes events, all of them as one step, and says what they changed.
@@ -235,6 +254,7 @@ impl Compiler {
     }
 
     fn set_service(&mut self, key: &WorkloadKey, new: Option<&Service>) {
+        self.hosts.set_service(key, new);
         self.frontends.set_service(key, new);
         self.references.touch_service(key);
     }
@@ -280,6 +300,12 @@ impl Compiler {
             let unasked = old.atoms.iter().filter(|atom| self.questions.release(**atom));
             self.unasked.extend(unasked);
         }
+        let nodes = written.iter().chain(old.iter().map(|old| &old.policy));
+        for selector in nodes.flat_map(|policy| &policy.nodes) {
+            let nodes = self.index.nodes().filter(|node| selector.matches(&node.labels));
+            let names: Vec<String> = nodes.map(|node| node.name.clone()).collect();
+            self.index.dirty.nodes.extend(names);
+        }
         for subject in selected.iter().chain(old.iter().flat_map(|old| &old.policy.subject)) {
             let workloads = self.index.select(subject);
             self.index.dirty.selections.extend(workloads);
@@ -324,6 +350,7 @@ impl Compiler {
         let claimed = |place: Place| index.claimants(place).next().is_some();
         let turnover = self.frontends.bind(claimed, &mut self.output);
         self.settle_endpoints(&dirty);
+        self.settle_hosts(&mut dirty);
         for (class, leases) in self.classes.settle() {
             self.output.set_leases(class, leases);
         }
@@ -430,7 +457,7 @@ impl Compiler {
             peer,
             kind: AddressKind::Node,
             image_class: 0,
-            name: Arc::new(node_key(name)),
+            name: Arc::new(WorkloadKey::of_node(name)),
             node: Some(Arc::from(name)),
         };
         Some((binding, identity))
@@ -443,7 +470,7 @@ impl Compiler {
                 let workload = self.index.workload(*id)?;
                 Some((AddressKind::Pod, workload.key.clone(), workload.node.clone()))
             }
-            Claimant::Node(name) => Some((AddressKind::Node, node_key(name), Some(name.clone()))),
+            Claimant::Node(name) => Some((AddressKind::Node, WorkloadKey::of_node(name), Some(name.clone()))),
         });
         let (kind, name, node) = named.min()?;
         Some(Binding {
@@ -605,21 +632,15 @@ impl Compiler {
                 parts: egress,
                 subject_ports: SubjectPorts::new(),
                 control,
+                openings: Vec::new(),
             },
             Program {
                 direction: Direction::Ingress,
                 parts: ingress,
                 subject_ports,
                 control,
+                openings: Vec::new(),
             },
         ]
-    }
-}
-
-/// What a flow record calls a node: its name, in no namespace.
-fn node_key(name: &str) -> WorkloadKey {
-    WorkloadKey {
-        namespace: String::new(),
-        name: name.to_owned(),
     }
 }

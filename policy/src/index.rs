@@ -37,6 +37,8 @@ pub(crate) struct Dirty {
     pub(crate) selections: BTreeSet<WorkloadId>,
     /// Addresses whose binding may change.
     pub(crate) places: BTreeSet<Place>,
+    /// Nodes that other policies may select, or whose own facts changed.
+    pub(crate) nodes: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -193,6 +195,7 @@ impl Index {
             self.nodes.extend(new.map(|node| (name.to_owned(), node)));
             return old;
         }
+        self.dirty.nodes.insert(name.to_owned());
         let claimant = Claimant::Node(name.to_owned());
         if let Some(old) = &old {
             self.nodes_by_label.remove(&old.labels, &name.to_owned());
@@ -243,12 +246,15 @@ impl Index {
                 dirty.identities.extend(filed.flatten());
             }
             Atom::NodeLabel(key, test) => {
-                let nodes = self
+                let nodes: Vec<&Arc<Node>> = self
                     .nodes_by_label
                     .holding(key, test)
-                    .filter_map(|name| self.nodes.get(name));
+                    .filter_map(|name| self.nodes.get(name))
+                    .collect();
+                dirty.nodes.extend(nodes.iter().map(|node| node.name.clone()));
                 dirty.places.extend(
                     nodes
+                        .iter()
                         .flat_map(|node| &node.addresses)
                         .map(|address| (Zone::default(), *address)),
                 );

@@ -12,6 +12,7 @@ pub mod delta;
 pub mod diagnostic;
 pub mod digest;
 mod extent;
+pub mod failsafe;
 mod flatten;
 pub mod fqdn;
 mod frontends;

@@ -19,13 +19,28 @@ use crate::{
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
 
-/// Name of a workload: one pod.
+/// Name of a workload: one pod; or, where the namespace is empty, of a node.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct WorkloadKey {
     /// Namespace.
     pub namespace: String,
     /// Pod name.
     pub name: String,
+}
+
+impl WorkloadKey {
+    /// What a node is called among workloads: its name, in no namespace.
+    pub fn of_node(name: &str) -> Self {
+        Self {
+            namespace: String::new(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// True for a node.
+    pub const fn is_node(&self) -> bool {
+        self.namespace.is_empty()
+    }
 }
 
 impl fmt::Display for WorkloadKey {
@@ -133,6 +148,8 @@ pub struct ServicePort {
     pub port: u16,
     /// Port of a backend: number, or named per pod.
     pub target: TargetPort,
+    /// Port that every node takes connections for it on.
+    pub node_port: Option<u16>,
 }
 
 /// `targetPort`.
@@ -155,6 +172,19 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Pod selector; `None` = backends come from endpoint slices alone.
     pub selector: Option<Labels>,
+    /// TCP port on which a node tells load balancers whether it has backends.
+    pub health_check_port: Option<u16>,
+}
+
+impl Service {
+    /// Ports of the nodes that are the Service's.
+    pub fn node_ports(&self) -> impl Iterator<Item = (Protocol, u16)> {
+        let ports = self
+            .ports
+            .iter()
+            .filter_map(|port| Some((port.protocol, port.node_port?)));
+        ports.chain(self.health_check_port.map(|port| (Protocol::Tcp, port)))
+    }
 }
 
 /// Facts of an endpoint slice.
@@ -508,6 +538,8 @@ pub struct Policy {
     pub priority: u32,
     /// The pods it applies to; several = any of them.
     pub subject: Vec<PodMatch>,
+    /// The nodes it applies to; several = any of them. Whoever applies to nodes applies to no pods.
+    pub nodes: Vec<LabelSelector>,
     /// NetworkPolicy tier: directions in which the selected pods are isolated (`policyTypes` after defaulting).
     pub isolates: BTreeSet<Direction>,
     /// Whether the isolation itself is enforced or shadow.
@@ -523,8 +555,7 @@ pub struct Policy {
 /// What a name in a flow record or a CLI line stands for: the thing that decided.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum RuleName {
-    /// `builtin/self`, `builtin/node`, `builtin/default-allow`, `builtin/control`, `builtin/unmanaged`,
-    /// `builtin/mixed-backends`.
+    /// `builtin/self`, `builtin/node` and so on.
     Builtin(Builtin),
     /// A rule of a policy: `NetworkPolicy/shop/db ingress[0]`, with `(name)` appended when the user named it.
     Rule {
@@ -566,6 +597,12 @@ pub enum Builtin {
     Unmanaged,
     /// Some backends of the Service are allowed and others not, and the one that will be chosen is not known.
     MixedBackends,
+    /// What a node sends on for others under its own address, which was judged at their devices.
+    Forwarded,
+    /// What a node needs to stay reachable; no policy overrides it.
+    Failsafe,
+    /// A Service's port on a node: what comes to it is judged at the backend.
+    NodePort,
 }
 
 impl fmt::Display for Builtin {
@@ -577,6 +614,9 @@ impl fmt::Display for Builtin {
             Self::Control => "builtin/control",
             Self::Unmanaged => "builtin/unmanaged",
             Self::MixedBackends => "builtin/mixed-backends",
+            Self::Forwarded => "builtin/forwarded",
+            Self::Failsafe => "builtin/failsafe",
+            Self::NodePort => "builtin/node-port",
         })
     }
 }

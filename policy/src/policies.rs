@@ -19,6 +19,8 @@ type Order = (Tier, u32, PolicyKey);
 pub(crate) struct Policies {
     by_key: BTreeMap<PolicyKey, Arc<CompiledPolicy>>,
     by_anchor: HashMap<Anchor, BTreeMap<Order, Arc<CompiledPolicy>>>,
+    /// Those that apply to nodes: few.
+    of_nodes: BTreeMap<Order, Arc<CompiledPolicy>>,
 }
 
 impl Policies {
@@ -31,13 +33,14 @@ impl Policies {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.by_key.is_empty() && self.by_anchor.is_empty()
+        self.by_key.is_empty() && self.by_anchor.is_empty() && self.of_nodes.is_empty()
     }
 
     /// Takes a policy as it is now; returns what it was.
     pub(crate) fn set(&mut self, key: &PolicyKey, new: Option<Arc<CompiledPolicy>>) -> Option<Arc<CompiledPolicy>> {
         let old = self.by_key.remove(key);
         if let Some(old) = &old {
+            self.of_nodes.remove(&order(&old.policy));
             for anchor in anchors(&old.policy) {
                 if let Some(filed) = self.by_anchor.get_mut(&anchor) {
                     filed.remove(&order(&old.policy));
@@ -48,6 +51,9 @@ impl Policies {
             }
         }
         if let Some(new) = new {
+            if !new.policy.nodes.is_empty() {
+                self.of_nodes.insert(order(&new.policy), Arc::clone(&new));
+            }
             for anchor in anchors(&new.policy) {
                 self.by_anchor
                     .entry(anchor)
@@ -57,6 +63,17 @@ impl Policies {
             self.by_key.insert(key.clone(), new);
         }
         old
+    }
+
+    /// True when a policy applies to nodes, there or not.
+    pub(crate) fn any_of_nodes(&self) -> bool {
+        !self.of_nodes.is_empty()
+    }
+
+    /// The policies that select a node, in their total order.
+    pub(crate) fn selecting_node(&self, labels: &Labels) -> Vec<&Arc<CompiledPolicy>> {
+        let selects = |policy: &&Arc<CompiledPolicy>| policy.policy.nodes.iter().any(|nodes| nodes.matches(labels));
+        self.of_nodes.values().filter(selects).collect()
     }
 
     /// The policies that select a workload, in their total order.

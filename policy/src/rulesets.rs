@@ -9,7 +9,7 @@ use crate::{
     digest::Digest,
     flatten::{Flattened, Isolation, LiveRule, Span, flatten, uniform},
     identity::{Bearer, Identities, IdentityId, Settled},
-    model::{Builtin, Direction, Mode, Protocol, RuleName},
+    model::{Action, Builtin, Direction, Manner, Mode, Protocol, RuleName, Tier},
     program::{Certainty, CompiledRule, Part, View, span},
     questions::AtomId,
     recorder::Recorder,
@@ -32,6 +32,16 @@ pub(crate) struct Program {
     pub(crate) subject_ports: SubjectPorts,
     /// Of the control plane's own pods: everything is allowed, and no policy has a say.
     pub(crate) control: bool,
+    /// What is allowed before any policy has a say: a node's.
+    pub(crate) openings: Vec<Openings>,
+}
+
+/// Positions that a builtin rule allows before every policy.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Openings {
+    pub(crate) rule: RuleName,
+    /// In order.
+    pub(crate) spans: Vec<(u32, u32)>,
 }
 
 /// Port sets already flattened, by what of the peer mattered.
@@ -89,6 +99,14 @@ impl Program {
                 Protocol::Sctp => 2,
             });
             bytes.extend(number.to_le_bytes());
+        }
+        for Openings { rule, spans } in &self.openings {
+            bytes.extend(rule.to_string().as_bytes());
+            bytes.extend(count(spans.len()));
+            for (low, high) in spans {
+                bytes.extend(low.to_le_bytes());
+                bytes.extend(high.to_le_bytes());
+            }
         }
         Digest::of("ruleset", [bytes.as_slice()])
     }
@@ -149,9 +167,13 @@ impl Program {
         if let Some(known) = memo.get(&key) {
             return Arc::clone(known);
         }
-        let live: Vec<LiveRule<'_>> = rules
-            .into_iter()
-            .map(|(part, rule, certainty)| self.live(part, rule, certainty, view))
+        let openings = self.openings.iter().map(Openings::live);
+        let live: Vec<LiveRule<'_>> = openings
+            .chain(
+                rules
+                    .into_iter()
+                    .map(|(part, rule, certainty)| self.live(part, rule, certainty, view)),
+            )
             .collect();
         let Flattened { ports, cut: new } = flatten(&live, self.isolation());
         cut.extend(new);
@@ -199,6 +221,26 @@ impl Program {
         };
         let (low, high) = span(named.protocol, number?, number?);
         Some((low, high, true))
+    }
+}
+
+impl Openings {
+    /// As the first rules there are.
+    fn live(&self) -> LiveRule<'_> {
+        let span = |(low, high): &(u32, u32)| Span {
+            low: *low,
+            high: *high,
+            certain: true,
+        };
+        LiveRule {
+            tier: Tier::Admin,
+            action: Action::Allow,
+            guard: None,
+            mode: Mode::Enforce,
+            manner: Manner::default(),
+            name: &self.rule,
+            spans: self.spans.iter().map(span).collect(),
+        }
     }
 }
 

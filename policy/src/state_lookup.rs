@@ -17,6 +17,7 @@ pub fn evaluate(state: &State, probe: &Probe, holding: Holding<'_>) -> Outcome {
     let ends = [&probe.from, &probe.to].map(|end| workload(state, probe.zone, end));
     if let [Some(from), Some(to)] = &ends
         && from == to
+        && !from.is_node()
     {
         let own = Some((Decision::Allow, RuleName::Builtin(Builtin::SelfTraffic)));
         return Outcome {
@@ -24,13 +25,16 @@ pub fn evaluate(state: &State, probe: &Probe, holding: Holding<'_>) -> Outcome {
             ingress: own,
         };
     }
-    let [from, to] = ends.map(|key| key.and_then(|key| state.endpoints.get(key)));
+    let [from, to] = ends.map(|key| key.and_then(|key| Some((key, state.endpoints.get(key)?.as_ref()))));
     let position = Position::new(probe.protocol, probe.port);
-    let judge = |endpoint: &Endpoint, direction: Direction| {
+    let judge = |(key, endpoint): (&WorkloadKey, &Endpoint), direction: Direction| {
         let (ruleset, peer) = match direction {
             Direction::Egress => (endpoint.egress, probe.to.address),
             Direction::Ingress => (endpoint.ingress, probe.from.address),
         };
+        if key.is_node() && is_inside(state, probe.zone, peer, &key.name) {
+            return None;
+        }
         let range = range(entry(state, state.rulesets.get(&ruleset)?, probe.zone, peer)?, position)?;
         let list = match probe.mode {
             Mode::Shadow if !range.shadow.is_empty() => &range.shadow,
@@ -44,11 +48,25 @@ pub fn evaluate(state: &State, probe: &Probe, holding: Holding<'_>) -> Outcome {
     }
 }
 
-/// The workload an end is.
+/// The workload an end is; a node where it is an endpoint.
 pub fn workload<'a>(state: &'a State, zone: Zone, end: &'a End) -> Option<&'a WorkloadKey> {
     end.workload.as_ref().or_else(|| {
         let binding = state.bindings.get(&(zone, end.address))?;
-        (binding.kind == AddressKind::Pod && binding.peer != PeerId::UnknownPod).then_some(&binding.name)
+        let known = match binding.kind {
+            AddressKind::Pod => true,
+            AddressKind::Node => state.endpoints.contains_key(&binding.name),
+            AddressKind::Service => false,
+        };
+        (known && binding.peer != PeerId::UnknownPod).then(|| binding.name.as_ref())
+    })
+}
+
+/// True for a pod of that node, and for the node: what they say to it never passes where its own rules are asked.
+pub fn is_inside(state: &State, zone: Zone, address: IpAddr, node: &str) -> bool {
+    state.bindings.get(&(zone, address)).is_some_and(|binding| {
+        binding.kind != AddressKind::Service
+            && binding.peer != PeerId::UnknownPod
+            && binding.node.as_deref() == Some(node)
     })
 }
 

@@ -59,7 +59,7 @@ fn random_connections_reach_every_kind_of_decision() {
     use proptest::{strategy::ValueTree, test_runner::TestRunner};
     let mut runner = TestRunner::deterministic();
     let mut seen = std::collections::BTreeMap::<String, u32>::new();
-    for _ in 0..300 {
+    for _ in 0..600 {
         let objects = cluster().new_tree(&mut runner).expect("a cluster").current();
         let compiler = Compiler::from_scratch(objects.clone());
         for _ in 0..20 {
@@ -90,10 +90,13 @@ fn random_connections_reach_every_kind_of_decision() {
         "Deny rule of SegmentPolicy",
         "Allow rule of ClusterSegmentPolicy",
         "Deny rule of ClusterSegmentPolicy",
+        "Allow builtin/failsafe",
     ] {
         assert!(
             seen.get(kind).is_some_and(|count| *count >= 20),
             "{kind} is rare: {seen:?}"
         );
     }
+    let rare = "Allow builtin/node-port";
+    assert!(seen.contains_key(rare), "{rare}: {seen:?}");
 }

@@ -62,6 +62,7 @@ fn deny_all() -> Policy {
         tier: Tier::Admin,
         priority: 0,
         subject: vec![everybody],
+        nodes: Vec::new(),
         isolates: BTreeSet::new(),
         mode: Mode::Enforce,
         manner: Manner::default(),

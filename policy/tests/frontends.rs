@@ -177,6 +177,7 @@ fn client_to_web() -> Object {
         tier: Tier::NetworkPolicy,
         priority: 0,
         subject: vec![pods("client")],
+        nodes: Vec::new(),
         isolates: BTreeSet::from([Direction::Egress]),
         mode: Mode::Enforce,
         manner: Manner::default(),
@@ -199,12 +200,14 @@ fn client_to_web() -> Object {
 
 fn service() -> Object {
     let port = |name: &str, port| ServicePort {
+        node_port: None,
         name: name.into(),
         protocol: Protocol::Tcp,
         port,
         target: TargetPort::Number(8080),
     };
     Object::Service(Service {
+        health_check_port: None,
         key: named("web"),
         addresses: BTreeSet::from(["10.96.0.1".parse().unwrap()]),
         ports: vec![port("http", 80), port("metrics", 9100)],

@@ -8,7 +8,7 @@ use crate::{
     decide::{Stage, find, promote},
     flow,
     layout::{Config, DRAINING, Flow, Side, Word, action, address_flag, config_flag, event_kind, guard, rule},
-    maps::{Maps, Packet},
+    maps::{Hook, Maps, Packet},
     packet::{Headers, Role, tcp},
     policy::{self, Direction},
     port::protocol,
@@ -49,7 +49,8 @@ pub(crate) fn by_rules<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut S
             belongs = true;
             scratch.forward = forward;
             let side = flow::side(flow, flow::side_index(scratch.hook, forward));
-            scratch.was_node = side.approval.get() != 0 && side.rule.get() == rule::NODE;
+            let builtin = if scratch.host { rule::FORWARDED } else { rule::NODE };
+            scratch.was_node = side.approval.get() != 0 && side.rule.get() == builtin;
             scratch.question.live = u8::from(side.approval.get() != 0 && !flow::closed(flow));
             // Nothing has come this way yet, so the sender may as well be opening a flow of its own. Not so where this
             // side was approved once: what was cut is not to come back as the other end's idea.
@@ -59,7 +60,8 @@ pub(crate) fn by_rules<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut S
         }
     }
     let adopts = !belongs && role == Role::Follows;
-    if adopts {
+    // What the node sends on for others was judged at their devices, as what it is.
+    if adopts && !(scratch.host && forwards(packet, scratch.hook)) {
         if !may_adopt(config, headers, now) {
             return Reason::MidStream;
         }
@@ -97,6 +99,12 @@ pub(crate) fn by_rules<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut S
     }
 }
 
+/// At an uplink: the node sends it under its own address, but no socket of its own did.
+#[inline(always)]
+fn forwards<P: Packet>(packet: &P, hook: Hook) -> bool {
+    hook == Hook::FromPod && !packet.has_socket()
+}
+
 /// Whether TCP that is already under way is taken over instead of dropped.
 #[inline(always)]
 fn may_adopt(config: &Config, headers: &Headers, now: u64) -> bool {
@@ -126,16 +134,27 @@ pub(crate) fn ask<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratc
         Direction::Ingress
     };
     let question = &mut scratch.question;
-    let node = question.peer_flags & (address_flag::LOCAL_NODE | address_flag::POD) == address_flag::LOCAL_NODE;
-    // A socket can only be asked for what it sends; the pod's answers to it go by what was found then.
-    if node && index == 1 && if forward { packet.has_socket() } else { scratch.was_node } {
-        question.rule = rule::NODE;
-        question.shadow_rule = rule::NODE;
+    let local = question.peer_flags & (address_flag::LOCAL_NODE | address_flag::POD) == address_flag::LOCAL_NODE;
+    // A socket can only be asked for what it sends; the answers to it go by what was found then.
+    let (builtin, reason, holds) = if scratch.host {
+        let forwarded = if forward {
+            forwards(packet, scratch.hook)
+        } else {
+            scratch.was_node
+        };
+        (rule::FORWARDED, Reason::Allowed, index == 0 && forwarded)
+    } else {
+        let by_node = local && index == 1 && if forward { packet.has_socket() } else { scratch.was_node };
+        (rule::NODE, Reason::NodeTraffic, by_node)
+    };
+    if holds {
+        question.rule = builtin;
+        question.shadow_rule = builtin;
         question.shadow_drop = 0;
         question.guard = guard::NONE;
         question.action = action::ALLOW;
         question.deadline = u64::MAX;
-        return Reason::NodeTraffic;
+        return reason;
     }
     policy::ask(
         question,
@@ -289,7 +308,8 @@ pub(crate) fn open<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scrat
         }
         maps.remove_flow(&scratch.key);
     }
-    if !quota::take_opening(maps, scratch.record.slot, scratch.moment.now) {
+    // A node's are not counted: among them are those of all its pods behind its address, which were counted at their devices.
+    if !scratch.host && !quota::take_opening(maps, scratch.record.slot, scratch.moment.now) {
         return Reason::FlowQuota;
     }
     let forward = scratch.forward;

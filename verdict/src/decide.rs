@@ -97,15 +97,31 @@ impl Stage {
     }
 }
 
-/// Judges a packet. Every verdict leaves from the end of this function, which counts and records it.
+/// Judges a packet at a pod's device.
 #[inline(always)]
 pub fn decide<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch, hook: Hook) -> Verdict {
-    judge(packet, maps, scratch, hook);
-    if scratch.reason.passes() && dns::concerns(&scratch.headers, hook) {
+    judge(packet, maps, scratch, hook, false);
+    leave(packet, maps, scratch, hook, false)
+}
+
+/// Judges a packet at a device that leads out of the node, where the endpoint is the node itself: [`Hook::FromPod`] is what leaves it,
+/// [`Hook::ToPod`] what comes in. What is not from or to an address of the node's own passes: it is judged at its pod's device.
+#[inline(always)]
+pub fn decide_host<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch, hook: Hook) -> Verdict {
+    judge(packet, maps, scratch, hook, true);
+    leave(packet, maps, scratch, hook, true)
+}
+
+/// Learns names, counts and records. Every verdict leaves from the end of this function.
+#[inline(always)]
+fn leave<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch, hook: Hook, host: bool) -> Verdict {
+    // What pods ask passes an uplink as well, and would teach the node.
+    if !host && scratch.reason.passes() && dns::concerns(&scratch.headers, hook) {
         packet.stage(maps, scratch, Stage::Names);
     }
     maps.count(hook, scratch.reason as u8, scratch.moment.length);
-    if !scratch.reason.passes() || scratch.record.event != NO_EVENT || record::is_first_fragment(&scratch.headers) {
+    let first = record::is_first_fragment(&scratch.headers) && !(host && scratch.reason == Reason::Transit);
+    if !scratch.reason.passes() || scratch.record.event != NO_EVENT || first {
         packet.stage(maps, scratch, Stage::Record);
     }
     if !scratch.reason.passes() {
@@ -144,7 +160,7 @@ fn write_down<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) {
 
 /// The fast path; what it does not settle goes on to [`settle`].
 #[inline(always)]
-fn judge<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch, hook: Hook) {
+fn judge<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch, hook: Hook, host: bool) {
     scratch.hook = hook;
     scratch.record = Record::EMPTY;
     scratch.moment = Moment {
@@ -161,6 +177,10 @@ fn judge<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch, hook: 
         }
         scratch.refused = packet::transport(packet, &mut scratch.headers).err();
     }
+    if host && let Some(reason) = beside(maps, scratch) {
+        scratch.reason = reason;
+        return;
+    }
     if scratch.refused.is_none() && scratch.headers.kind == Kind::Flow {
         scratch.source_is_low = flow::key_of(&scratch.headers, maps.zone(), &mut scratch.key);
         let peer = match hook {
@@ -171,13 +191,30 @@ fn judge<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch, hook: 
         let found = find(maps, &scratch.key, &mut scratch.confirmed);
         scratch.unknown = found.is_none();
         if let Some(flow) = found
-            && established(maps, scratch, &flow)
+            && established(maps, scratch, &flow, host)
         {
             scratch.reason = Reason::Established;
             return;
         }
     }
+    scratch.host = host;
     packet.stage(maps, scratch, Stage::Settle);
+}
+
+/// What passes an uplink beside the node: the link's own messages, and what is neither from nor to one of its addresses.
+#[inline(always)]
+fn beside<M: Maps>(maps: &M, scratch: &Scratch) -> Option<Reason> {
+    let headers = &scratch.headers;
+    match headers.kind {
+        Kind::Arp => return Some(Reason::Arp),
+        Kind::Neighbour => return Some(Reason::NeighbourDiscovery),
+        Kind::Flow | Kind::LaterFragment | Kind::IcmpError => {}
+    }
+    let own = match scratch.hook {
+        Hook::FromPod => &headers.source,
+        Hook::ToPod => &headers.destination,
+    };
+    if maps.own(own) { None } else { Some(Reason::Transit) }
 }
 
 /// The flow of a key, and whether it is in CONFIRMED.
@@ -190,7 +227,7 @@ pub(crate) fn find<M: Maps>(maps: &M, key: &FlowKey, confirmed: &mut bool) -> Op
 
 /// True when the flow approves the packet at this device; counts it.
 #[inline(always)]
-fn established<M: Maps>(maps: &M, scratch: &mut Scratch, flow: &Flow) -> bool {
+fn established<M: Maps>(maps: &M, scratch: &mut Scratch, flow: &Flow, host: bool) -> bool {
     let (headers, moment) = (&scratch.headers, &scratch.moment);
     let forward = (flow.initiator_is_low.get() == 1) == scratch.source_is_low;
     let index = flow::side_index(scratch.hook, forward);
@@ -207,7 +244,8 @@ fn established<M: Maps>(maps: &M, scratch: &mut Scratch, flow: &Flow) -> bool {
         return false;
     }
     // The source address is the flow's, which was the endpoint's own when this generation was approved.
-    if scratch.hook == Hook::FromPod
+    if !host
+        && scratch.hook == Hook::FromPod
         && !maps
             .config(config)
             .is_some_and(|config| config.has_mac(headers.source_mac))
@@ -245,6 +283,9 @@ fn settle<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) -> Re
     // No flow approves an answer: what it answers was refused.
     if packet.is_answer() {
         return Reason::Answer;
+    }
+    if scratch.host {
+        return settle_host(packet, maps, scratch);
     }
     let Some(slot) = maps.device(scratch.moment.ifindex) else {
         return Reason::UnknownEndpoint;
@@ -306,6 +347,58 @@ fn settle<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) -> Re
     scratch.reason
 }
 
+/// Everything but the fast path, where the endpoint is the node. It has no endpoint while no policy is about it: nothing is judged.
+#[inline(always)]
+fn settle_host<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch) -> Reason {
+    scratch.record.rule = rule::UNMANAGED;
+    let Some(slot) = maps.device(scratch.moment.ifindex) else {
+        return Reason::Unmanaged;
+    };
+    scratch.record.slot = slot;
+    let Some(word) = maps.endpoint(slot) else {
+        return Reason::Unmanaged;
+    };
+    scratch.record.generation = word.generation;
+    scratch.word = word;
+    if word.config == 0 {
+        return Reason::Unmanaged;
+    }
+    let Some(config) = maps.config(word.config) else {
+        return Reason::Unmanaged;
+    };
+    // A slot that a pod has by now: its rules are not the node's.
+    if config.flags & (config_flag::ENFORCE | config_flag::HOST) != config_flag::ENFORCE | config_flag::HOST {
+        return Reason::Unmanaged;
+    }
+    scratch.record.rule = rule::NONE;
+    if let Some(reason) = scratch.refused {
+        return reason;
+    }
+    let headers = &scratch.headers;
+    let other = match scratch.hook {
+        Hook::FromPod => headers.destination,
+        Hook::ToPod => headers.source,
+    };
+    // What the node sends to itself never comes in from outside.
+    if scratch.hook == Hook::ToPod && maps.own(&other) {
+        return Reason::SpoofedAddress;
+    }
+    if headers.kind == Kind::LaterFragment {
+        return later_fragment(packet, maps, scratch);
+    }
+    scratch.question.peer = other;
+    packet.stage(
+        maps,
+        scratch,
+        if headers.kind == Kind::IcmpError {
+            Stage::IcmpError
+        } else {
+            Stage::ByRules
+        },
+    );
+    scratch.reason
+}
+
 /// Whether an address is the endpoint's own.
 #[inline(always)]
 pub(crate) fn ask_own<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut Scratch, address: Address) -> bool {
@@ -331,6 +424,9 @@ fn ends<M: Maps>(maps: &M, scratch: &mut Scratch) {
 /// The stage of [`ask_own`].
 #[inline(always)]
 fn owns<M: Maps>(maps: &M, scratch: &Scratch) -> bool {
+    if scratch.host {
+        return maps.own(&scratch.asked);
+    }
     maps.config(scratch.word.config)
         .is_some_and(|config| config.owns(&scratch.asked))
 }

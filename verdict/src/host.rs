@@ -17,7 +17,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::{
     Scratch, Verdict,
     address::Address,
-    decide,
+    decide, decide_host,
     dns::{
         message::{MESSAGE, REVERSED, REVERSED_END},
         stream::{BYTES, Stream},
@@ -28,7 +28,7 @@ use crate::{
         ALTERNATIVES, ANSWERS, AddressEntry, AddressKey, Alternative, CONFIGS, CONFIRMED, Config, Counter, DENIES,
         DenyEntry, DenyKey, ENDPOINTS, EXPIRIES, EndpointWord, Event, Flow, FlowKey, FragmentEntry, FragmentKey,
         LeaseKey, NameKey, NetworkEntry, NetworkKey, PEER_EPOCHS, PortSet, QUOTAS, Quota, RANGES, Range, RuleKey,
-        TENTATIVE, Word, stat,
+        TENTATIVE, Word, config_flag, stat,
     },
     maps::{Half, Hook, Maps, Packet},
     quota,
@@ -202,6 +202,8 @@ pub struct MemMaps {
     pub configs: HashMap<u32, Config>,
     /// ADDRESSES.
     pub addresses: HashMap<AddressKey, AddressEntry>,
+    /// OWN.
+    pub own: RefCell<HashSet<Address>>,
     /// NETWORKS.
     pub networks: HashMap<Prefix, NetworkEntry>,
     /// RULES.
@@ -270,10 +272,24 @@ impl MemMaps {
         decide(packet, self, &mut Scratch::new(), hook)
     }
 
+    /// Judges a packet at an uplink.
+    pub fn decide_host(&self, hook: Hook, packet: &Slice<'_>) -> Verdict {
+        decide_host(packet, self, &mut Scratch::new(), hook)
+    }
+
     /// Judges a packet; with it the frame that is sent back in its place, empty = none.
     pub fn decide_and_answer(&self, hook: Hook, packet: &Slice<'_>) -> (Verdict, Vec<u8>) {
+        Self::answering(|scratch| decide(packet, self, scratch, hook))
+    }
+
+    /// The same at an uplink.
+    pub fn decide_host_and_answer(&self, hook: Hook, packet: &Slice<'_>) -> (Verdict, Vec<u8>) {
+        Self::answering(|scratch| decide_host(packet, self, scratch, hook))
+    }
+
+    fn answering(decide: impl FnOnce(&mut Scratch) -> Verdict) -> (Verdict, Vec<u8>) {
         let mut scratch = Scratch::new();
-        let verdict = decide(packet, self, &mut scratch, hook);
+        let verdict = decide(&mut scratch);
         let mut frame: Vec<u8> = scratch
             .answer()
             .words()
@@ -302,17 +318,25 @@ impl MemMaps {
             Hook::ToPod => [2, 0, 0, 0, 0, 1],
         };
         let bytes = probe.first_packet(mac);
-        self.decide(
-            hook,
-            &Slice {
-                bytes: &bytes,
-                ifindex,
-                socket: probe.socket,
-                tagged: false,
-                answer: false,
-                came_by: 0,
-            },
-        )
+        let host = config.is_some_and(|config| config.flags & config_flag::HOST != 0);
+        let packet = Slice {
+            bytes: &bytes,
+            ifindex,
+            // A node's own rules are about what its own sockets send.
+            socket: probe.socket || host && hook == Hook::FromPod,
+            tagged: false,
+            answer: false,
+            came_by: 0,
+        };
+        if !host {
+            return self.decide(hook, &packet);
+        }
+        let own = match hook {
+            Hook::FromPod => probe.source,
+            Hook::ToPod => probe.destination,
+        };
+        self.own.replace(HashSet::from([own.into()]));
+        self.decide_host(hook, &packet)
     }
 
     /// A copy of what user space wrote, without flows, fragments, denials, events and counters.
@@ -323,6 +347,7 @@ impl MemMaps {
             endpoints: self.endpoints.clone(),
             configs: self.configs.clone(),
             addresses: self.addresses.clone(),
+            own: self.own.clone(),
             networks: self.networks.clone(),
             rules: self.rules.clone(),
             ranges: self.ranges.clone(),
@@ -432,6 +457,9 @@ impl Maps for MemMaps {
                 zone,
             })
             .copied()
+    }
+    fn own(&self, address: &Address) -> bool {
+        self.own.borrow().contains(address)
     }
     fn network(&self, zone: u32, address: &Address) -> Option<NetworkEntry> {
         let key = NetworkKey {

@@ -23,6 +23,8 @@ pub const ENDPOINTS: u32 = 4096;
 pub const CONFIGS: u32 = ENDPOINTS * 2;
 /// Bindings of addresses (pods and nodes of the whole cluster, both families).
 pub const ADDRESSES: u32 = 262_144;
+/// The node's own addresses, on whatever device.
+pub const OWN: u32 = 4096;
 /// Prefixes (policy CIDRs and pod ranges).
 pub const NETWORKS: u32 = 65_536;
 /// Entries `(ruleset, peer)`.
@@ -99,6 +101,12 @@ pub mod rule {
     pub const UNMANAGED: u32 = 5;
     /// `builtin/mixed-backends`: of a Service's backends some are allowed and others not.
     pub const MIXED_BACKENDS: u32 = 6;
+    /// `builtin/forwarded`: what a node sends on for others under its own address.
+    pub const FORWARDED: u32 = 7;
+    /// `builtin/failsafe`: what a node needs to stay reachable.
+    pub const FAILSAFE: u32 = 8;
+    /// `builtin/node-port`: a Service's port on a node.
+    pub const NODE_PORT: u32 = 9;
     /// The first number an agent gives to a rule.
     pub const FIRST_INTERNED: u32 = 256;
 }
@@ -169,6 +177,8 @@ pub mod config_flag {
     pub const ENFORCE: u32 = 1;
     /// Unknown mid-stream TCP is judged in both directions instead of dropped (`Config::adopt_until`).
     pub const ADOPT: u32 = 2;
+    /// The endpoint is the node itself, and its devices lead out of it (`Config::ifindex` is one of them).
+    pub const HOST: u32 = 4;
 }
 
 /// Bits of [`AddressEntry::flags`].

@@ -36,5 +36,5 @@ pub mod uplink;
 #[cfg(any(test, feature = "host"))]
 pub mod vectors;
 
-pub use decide::{Stage, Verdict, decide};
+pub use decide::{Stage, Verdict, decide, decide_host};
 pub use scratch::Scratch;

@@ -130,6 +130,8 @@ pub trait Maps {
     fn config(&self, index: u32) -> Option<&Config>;
     /// ADDRESSES.
     fn address(&self, zone: u32, address: &Address) -> Option<AddressEntry>;
+    /// OWN: whether it is one of this node's own addresses.
+    fn own(&self, address: &Address) -> bool;
     /// NETWORKS, longest match.
     fn network(&self, zone: u32, address: &Address) -> Option<NetworkEntry>;
     /// RULES.

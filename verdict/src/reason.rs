@@ -53,6 +53,8 @@ reasons! {
     Kept = 11, "kept";
     /// The answer of a rule that rejects, on its way to who was refused.
     Answer = 12, "answer";
+    /// At a device that leads out of the node: neither from nor to an address of the node's own. It is judged at its pod's device.
+    Transit = 13, "transit";
 
     // --- drops: policy ----------------------------------------------------------------------------------------
     /// A rule denies it, or an isolating policy's default-deny does; the rule id says which.

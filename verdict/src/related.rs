@@ -17,6 +17,10 @@ pub(crate) fn icmp_error<P: Packet, M: Maps>(packet: &P, maps: &M, scratch: &mut
     if packet::embedded(packet, &scratch.headers, &mut scratch.inner).is_none() {
         return Reason::UnrelatedError;
     }
+    // The node's own word about a packet that it was only passing on.
+    if scratch.host && scratch.hook == Hook::FromPod && !maps.own(&scratch.inner.destination) {
+        return Reason::Transit;
+    }
     if scratch.inner.has_extensions() {
         packet.stage(maps, scratch, Stage::InnerExtensions);
     }

@@ -47,8 +47,10 @@ pub struct Scratch {
     pub(crate) confirmed: bool,
     /// No flow of the packet's key was found when the decision began.
     pub(crate) unknown: bool,
-    /// The flow was approved at this side by `builtin/node`.
+    /// The flow was approved at this side by `builtin/node`; at an uplink by `builtin/forwarded`.
     pub(crate) was_node: bool,
+    /// The endpoint is the node; written before [`crate::Stage::Settle`].
+    pub(crate) host: bool,
     /// A message about names.
     pub dns: Working,
 }
@@ -77,6 +79,7 @@ impl Scratch {
             confirmed: false,
             unknown: false,
             was_node: false,
+            host: false,
             dns: Working::new(),
         }
     }

@@ -7,6 +7,7 @@
 mod answers;
 mod flows;
 pub mod generated;
+mod hosts;
 pub mod names;
 mod packets;
 mod policies;
@@ -63,6 +64,14 @@ pub struct Sent {
     pub answer: bool,
     /// What is to become of it.
     pub expected: Verdict,
+}
+
+impl Sent {
+    /// Judged by the programs of uplinks, not by those of pods' devices.
+    #[must_use]
+    pub const fn at_uplink(&self) -> bool {
+        matches!(self.device, world::UPLINK | world::SECOND_UPLINK)
+    }
 }
 
 /// A write between packets.
@@ -124,6 +133,7 @@ pub fn all() -> Vec<Vector> {
     vectors.extend(flows::vectors());
     vectors.extend(answers::vectors());
     vectors.extend(names::vectors());
+    vectors.extend(hosts::vectors());
     vectors
 }
 
@@ -295,7 +305,11 @@ pub fn run(vector: &Vector, sockets: Option<bool>) -> Vec<Judged> {
                     answer: sent.answer,
                     came_by: 0,
                 };
-                let (verdict, answer) = maps.decide_and_answer(sent.hook, &packet);
+                let (verdict, answer) = if sent.at_uplink() {
+                    maps.decide_host_and_answer(sent.hook, &packet)
+                } else {
+                    maps.decide_and_answer(sent.hook, &packet)
+                };
                 judged.push(Judged {
                     sent: sent.clone(),
                     verdict,

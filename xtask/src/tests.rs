@@ -80,6 +80,7 @@ const TIERS: [Tier; 8] = [
             "drift",
             "past",
             "leases",
+            "host",
             "soak",
         ]),
     },

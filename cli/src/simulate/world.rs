@@ -10,9 +10,10 @@ use bulkhead_crds::{HostPod, Lowered};
 use bulkhead_policy::{
     fqdn::{Names, Pattern},
     lease::{Lease, Profile},
-    model::{Direction, Guard, Object, Side, Workload, WorkloadKey},
-    probe::Probe,
+    model::{Direction, Guard, Object, Side, Workload, WorkloadKey, Zone},
+    probe::{End as ProbeEnd, Probe},
     state::State,
+    state_lookup,
 };
 use bulkhead_verdict::maps::Hook;
 
@@ -143,9 +144,23 @@ impl World {
                 .collect()
         };
         let sets: Vec<u32> = question.name.as_ref().map(known).unwrap_or_default();
-        let at =
-            |hook, pod: &Option<WorkloadKey>| pod.as_ref().and_then(|pod| self.nodes.judge(hook, pod, &probe, &sets));
-        Answer::of(at(Hook::FromPod, &path.from), at(Hook::ToPod, &path.to))
+        let at = |hook, subject: Option<WorkloadKey>| self.nodes.judge(hook, &subject?, &probe, &sets);
+        let (source, destination) = (path.source, path.destination);
+        Answer::of(
+            at(Hook::FromPod, self.subject(path.from.as_ref(), source, destination)),
+            at(Hook::ToPod, self.subject(path.to.as_ref(), destination, source)),
+        )
+    }
+
+    /// Whose rules are asked at an end: the pod's; a node's where it is an endpoint and the other end is neither it nor a pod of its own.
+    fn subject(&self, pod: Option<&WorkloadKey>, own: IpAddr, other: IpAddr) -> Option<WorkloadKey> {
+        if pod.is_some() {
+            return pod.cloned();
+        }
+        let own = ProbeEnd::address(own);
+        let node = state_lookup::workload(&self.state, Zone::default(), &own).filter(|key| key.is_node())?;
+        let inside = state_lookup::is_inside(&self.state, Zone::default(), other, &node.name);
+        (!inside).then(|| node.clone())
     }
 
     /// The way a connection takes that does not go through a Service.

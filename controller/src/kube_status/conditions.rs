@@ -54,6 +54,9 @@ pub(crate) fn said(found: &Diagnostic) -> String {
 fn enforced(standing: &Standing) -> (bool, &'static str, String) {
     let enforcement = &standing.enforcement;
     let of = format!("enforced on {} of {} nodes", enforcement.enforced, enforcement.needed);
+    if let Some(reverted) = &enforcement.reverted {
+        return (false, "Reverted", format!("{of}; {reverted}"));
+    }
     if !enforcement.complete() {
         let named = enforcement.enforced + enforcement.waiting.len();
         let more = enforcement.needed.saturating_sub(named);

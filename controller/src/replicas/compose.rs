@@ -95,6 +95,7 @@ impl Told {
             ack_latency_ms: milliseconds(record.ack_latency),
             error: record.error.clone(),
             held_back: record.held_back.clone(),
+            host_reverted: record.reverted.clone(),
             enforced: record.enforced,
             bypassed: record.bypassed.clone(),
             updates: record.updates,

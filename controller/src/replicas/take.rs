@@ -179,6 +179,7 @@ fn take_node(record: &mut NodeRecord, node: v1::NodeReport, now: Instant) {
     record.ack_latency = Duration::from_millis(node.ack_latency_ms);
     record.error = node.error;
     record.held_back = node.held_back;
+    record.reverted = node.host_reverted;
     record.enforced = node.enforced;
     record.bypassed = node.bypassed;
     record.updates = node.updates;

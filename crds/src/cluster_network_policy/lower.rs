@@ -99,6 +99,7 @@ fn lower_known(policy: &ClusterNetworkPolicy, unknown: &Unknown, report: &mut Re
         tier,
         priority,
         subject: vec![subject],
+        nodes: Vec::new(),
         isolates: std::collections::BTreeSet::new(),
         mode: Mode::Enforce,
         manner,

@@ -32,6 +32,8 @@ struct ServiceSpec {
     cluster_ips: Option<Vec<String>>,
     selector: Option<BTreeMap<String, String>>,
     ports: Option<Vec<ServicePortText>>,
+    #[serde(rename = "healthCheckNodePort")]
+    health_check_node_port: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -42,6 +44,7 @@ struct ServicePortText {
     #[serde(default)]
     port: i64,
     target_port: Option<IntOrString>,
+    node_port: Option<i64>,
 }
 
 #[derive(Deserialize, Default)]
@@ -107,7 +110,13 @@ pub(crate) fn lower_service(value: &Value, report: &mut Report<'_>) -> Option<Se
         addresses: found,
         ports,
         selector,
+        health_check_port: spec.health_check_node_port.and_then(node_port),
     })
+}
+
+/// A port of the nodes; 0 and what is no port are none.
+fn node_port(number: i64) -> Option<u16> {
+    port_number(number).ok()
 }
 
 fn lower_port(text: &ServicePortText) -> Result<ServicePort, (&'static str, String)> {
@@ -135,6 +144,7 @@ fn lower_port(text: &ServicePortText) -> Result<ServicePort, (&'static str, Stri
         protocol,
         port,
         target,
+        node_port: text.node_port.and_then(node_port),
     })
 }
 

@@ -114,7 +114,8 @@ pub(crate) fn lower_value(kind: Kind, value: &Value, report: &mut Report<'_>) ->
         generation: metadata.generation.unwrap_or_default(),
         tier,
         priority: head.priority,
-        subject: vec![head.subject],
+        subject: head.subject.into_iter().collect(),
+        nodes: head.nodes.into_iter().collect(),
         mode: head.mode,
         manner: head.manner,
         ingress: ingress.unwrap_or_default(),
@@ -147,7 +148,9 @@ struct Head {
     priority: u32,
     mode: model::Mode,
     manner: Manner,
-    subject: PodMatch,
+    /// Its pods; `None` where it applies to nodes.
+    subject: Option<PodMatch>,
+    nodes: Option<LabelSelector>,
 }
 
 /// What the parts of a policy need to know of it.
@@ -210,7 +213,7 @@ impl Reader<'_, '_> {
         };
         let mode = self.optional::<Mode>(spec, "spec", "mode");
         let manner = self.manner(spec);
-        let (subject, exact) = self.subject(kind, spec.get("subject"));
+        let (subject, nodes, exact) = self.subjects(kind, spec);
         good &= priority.is_some() && mode.is_ok() && exact;
         if !good {
             self.report.error(
@@ -230,7 +233,75 @@ impl Reader<'_, '_> {
             },
             manner,
             subject,
+            nodes,
         }
+    }
+
+    /// The pods or the nodes it applies to, and whether all of that could be read.
+    fn subjects(&mut self, kind: Kind, spec: &Map<String, Value>) -> (Option<PodMatch>, Option<LabelSelector>, bool) {
+        let (nodes, exact) = self.nodes(kind, spec);
+        if nodes.is_some() {
+            return (None, nodes, exact);
+        }
+        let (pods, pods_are_exact) = self.subject(kind, spec.get("subject"));
+        (Some(pods), None, exact && pods_are_exact)
+    }
+
+    /// The nodes it applies to, and whether that could be read; `None` where it applies to pods.
+    fn nodes(&mut self, kind: Kind, spec: &Map<String, Value>) -> (Option<LabelSelector>, bool) {
+        let path = "spec.subject.nodeSelector";
+        let subject = spec.get("subject").and_then(Value::as_object);
+        let value = subject.and_then(|subject| subject.get("nodeSelector"));
+        let Some(value) = value.filter(|value| !value.is_null()) else {
+            return (None, true);
+        };
+        if kind == Kind::Namespaced {
+            self.report.error(
+                path,
+                "is no field of a SegmentPolicy, which is for pods of its own namespace; make it a ClusterSegmentPolicy",
+            );
+            return (None, false);
+        }
+        let Some((subject, unknown)) =
+            self.read::<ClusterSegmentSubject>(&Value::Object(subject.cloned().unwrap_or_default()), "spec.subject")
+        else {
+            // Who wrote a nodeSelector means nodes: all of them, as long as it cannot be read which.
+            return (Some(LabelSelector::default()), false);
+        };
+        let mut good = self.known(&unknown, "spec.subject") && value.is_object();
+        if subject.namespace_selector.is_some() || subject.pod_selector.is_some() || subject.service_accounts.is_some()
+        {
+            self.report.error(
+                path,
+                "stands beside a selector of pods; a policy applies to nodes or to pods: make two policies of it",
+            );
+            good = false;
+        }
+        for (direction, field) in [("ingress", "from"), ("egress", "to")] {
+            good &= self.no_names(spec, direction, field);
+        }
+        let (nodes, exact) = self.selector(subject.node_selector.as_ref(), path, &unknown);
+        (Some(nodes), good && exact)
+    }
+
+    /// Whether no rule of a direction names peers by `fqdns`: what a node asks resolvers is not looked at, because what pods ask
+    /// passes the same devices.
+    fn no_names(&mut self, spec: &Map<String, Value>, direction: &str, field: &str) -> bool {
+        let rules = spec.get(direction).and_then(Value::as_array).into_iter().flatten();
+        let mut good = true;
+        for (index, rule) in rules.enumerate() {
+            let peers = rule.get(field).and_then(Value::as_array).into_iter().flatten();
+            for (at, peer) in peers.enumerate() {
+                if peer.get("fqdns").is_some_and(|names| !names.is_null()) {
+                    self.report.error(
+                        format!("spec.{direction}[{index}].{field}[{at}].fqdns"),
+                        "is not for policies of nodes, which learn no names; write the addresses as a network",
+                    );
+                    good = false;
+                }
+            }
+        }
+        good
     }
 
     /// How its verdicts are carried out; what cannot be read of it stands for the stricter, which is the default.
@@ -284,6 +355,7 @@ impl Reader<'_, '_> {
             namespace_selector,
             pod_selector,
             service_accounts,
+            node_selector: _,
         } = subject;
         let (namespaces, first) = self.selector(
             namespace_selector.as_ref(),

@@ -2,6 +2,7 @@
 
 mod devices;
 mod find;
+mod host;
 mod netlink;
 mod offload;
 mod pods;
@@ -21,8 +22,9 @@ use bulkhead_policy::{
     state::{Delta, Endpoint, Resource, ResourceName, State},
 };
 
+use self::host::Host;
 pub(crate) use self::{
-    devices::Devices,
+    devices::{Devices, Here},
     find::{Device, FindError},
     netlink::{Link, LinkChanges, Netlink, Traffic},
     pods::{Place, Pod, Pods},
@@ -81,8 +83,12 @@ pub(crate) struct Endpoints {
     /// Devices whose pod was said to have another one.
     released: Vec<u32>,
     reread: Instant,
-    /// Addresses of this node's own devices.
+    /// Addresses of this node's own devices that others know it by.
     own: BTreeSet<IpAddr>,
+    /// All of them but loopback's.
+    all_own: BTreeSet<IpAddr>,
+    /// The node itself, where it is an endpoint.
+    host: Option<Host>,
 }
 
 impl Endpoints {
@@ -96,6 +102,8 @@ impl Endpoints {
             released: Vec::new(),
             reread: Instant::now(),
             own: BTreeSet::new(),
+            all_own: BTreeSet::new(),
+            host: None,
         }
     }
 
@@ -104,6 +112,7 @@ impl Endpoints {
         let gone: Vec<WorkloadKey> = self
             .entries
             .keys()
+            .chain(self.host.as_ref().map(|host| &host.key))
             .filter(|key| !state.endpoints.contains_key(*key))
             .cloned()
             .collect();
@@ -131,6 +140,10 @@ impl Endpoints {
     }
 
     fn want(&mut self, key: &WorkloadKey, endpoint: &Endpoint, now: Instant) {
+        if key.is_node() {
+            self.want_host(key);
+            return;
+        }
         let wanted = Wanted {
             uid: endpoint.uid.clone(),
             attachment: endpoint.attachment.clone(),
@@ -178,6 +191,10 @@ impl Endpoints {
     }
 
     fn remove(&mut self, key: &WorkloadKey) {
+        if key.is_node() {
+            self.host = None;
+            return;
+        }
         if let Some(Entry {
             found: Found::Device(device),
             ..
@@ -309,6 +326,7 @@ impl Endpoints {
         }
         if all || reread {
             changed |= self.read_own();
+            changed |= self.look_host();
         }
         let due = |entry: &Entry| matches!(entry.found, Found::Missing { retry, .. } if all || retry <= now);
         let due: Vec<WorkloadKey> = self
@@ -331,9 +349,10 @@ impl Endpoints {
                     IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
                     IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
                 };
-                let own: BTreeSet<IpAddr> = addresses.into_iter().filter(routable).collect();
-                let changed = own != self.own;
-                self.own = own;
+                let all: BTreeSet<IpAddr> = addresses.into_iter().filter(|address| !address.is_loopback()).collect();
+                let own: BTreeSet<IpAddr> = all.iter().copied().filter(routable).collect();
+                let changed = own != self.own || all != self.all_own;
+                (self.own, self.all_own) = (own, all);
                 changed
             }
             Err(error) => {
@@ -434,6 +453,9 @@ impl Endpoints {
 
     /// The network namespace of an endpoint whose device may have connections that are older than our flows.
     pub(crate) fn adopts(&self, key: &WorkloadKey, now: u64) -> Option<PathBuf> {
+        if let Some(host) = self.host.as_ref().filter(|host| host.key == *key) {
+            return (host.adopt_until > now).then(|| "/proc/thread-self/ns/net".into());
+        }
         let entry = self.entries.get(key).filter(|entry| entry.adopt_until > now)?;
         match &entry.wanted.attachment.netns {
             Some(path) => Some(path.into()),
@@ -455,9 +477,11 @@ impl Endpoints {
                     mac: device.mac,
                     addresses: device.addresses.clone(),
                     adopt_until: entry.adopt_until,
+                    more: BTreeSet::new(),
                 };
                 Some((key.clone(), local))
             })
+            .chain(self.host.as_ref().and_then(Host::local))
             .collect()
     }
 }

@@ -26,8 +26,8 @@ use rustix::{
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
-/// Multicast group of link changes (`RTMGRP_LINK`).
-const LINK_CHANGES: u32 = 1;
+/// Multicast groups of changes of links and addresses (`RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV6_IFADDR`).
+const LINK_CHANGES: u32 = 0x1 | 0x10 | 0x100;
 /// Longest time a waiter is not asked whether to stop.
 const WAIT: Timespec = Timespec {
     tv_sec: 0,
@@ -312,7 +312,7 @@ impl From<LinkMessage> for Link {
     }
 }
 
-/// Says when a device comes, goes or changes. What changed is not said: the reader looks for itself, so a
+/// Says when a device or an address comes, goes or changes. What changed is not said: the reader looks for itself, so a
 /// lost notice costs nothing but a later look.
 pub(crate) struct LinkChanges {
     socket: Socket,

@@ -11,7 +11,7 @@ use std::{
 use bulkhead_verdict::layout::LAYOUT;
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use super::{KernelError, programs, uplink};
+use super::{KernelError, programs, programs::Leads, uplink};
 
 /// `BPF_FS_MAGIC` of the kernel's uapi/linux/magic.h.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
@@ -85,8 +85,8 @@ impl Pins {
                 continue;
             }
             let links = folder.join(LINKS);
-            programs::detach(&links, ifindex)?;
-            if programs::attached(&links)?.is_empty() {
+            programs::detach(&links, ifindex, Leads::In)?;
+            if programs::attached(&links, Leads::In)?.is_empty() && programs::attached(&links, Leads::Out)?.is_empty() {
                 remove_all(&folder)?;
                 tracing::info!(pins = %folder.display(), "the last device was taken over from an agent of another layout");
             }
@@ -160,7 +160,7 @@ impl Leftovers {
 /// Removes every pin in a layout's folder, and the folder; the number of devices that were judged, and of pins.
 fn remove_all(folder: &Path) -> Result<(usize, usize), KernelError> {
     let links = folder.join(LINKS);
-    let devices = programs::attached(&links)?.len();
+    let devices = programs::attached(&links, Leads::In)?.len() + programs::attached(&links, Leads::Out)?.len();
     let (uplinks, mut pins) = uplink::remove(folder)?;
     // Links first: a program never runs without the maps' names being there for who looks.
     for place in [links.as_path(), folder] {

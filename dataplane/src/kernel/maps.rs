@@ -9,6 +9,7 @@ use std::{
 };
 
 use bulkhead_verdict::{
+    address::Address,
     dns::{stream::Stream, table as n},
     layout as l,
 };
@@ -40,11 +41,12 @@ pub(super) const fn spec<K, V>(name: &'static str, kind: u32) -> Spec {
 }
 
 /// Every map that is pinned. `BK_SCRATCH` is not: it is working memory, and a new build may want more of it.
-pub(crate) const MAPS: [Spec; 29] = [
+pub(crate) const MAPS: [Spec; 30] = [
     spec::<u32, u32>("BK_DEVICE", map_type::HASH),
     spec::<u32, l::EndpointWord>("BK_ENDPOINT", map_type::ARRAY),
     spec::<u32, l::Config>("BK_CONFIG", map_type::ARRAY),
     spec::<l::AddressKey, l::AddressEntry>("BK_ADDRESS", map_type::HASH),
+    spec::<Address, u32>("BK_OWN", map_type::HASH),
     spec::<NetworkPrefix, l::NetworkEntry>("BK_NETWORK", map_type::LPM_TRIE),
     spec::<l::RuleKey, l::PortSet>("BK_RULE", map_type::HASH),
     spec::<u32, l::Range>("BK_RANGE", map_type::ARRAY),

@@ -24,7 +24,7 @@ use std::{
 };
 
 use aya::EbpfLoader;
-use bulkhead_verdict::layout as l;
+use bulkhead_verdict::{address::Address, layout as l};
 use thiserror::Error;
 
 pub(crate) use self::{
@@ -32,7 +32,7 @@ pub(crate) use self::{
     elements::Place,
     maps::Table,
     names::{Learning, NameMaps},
-    programs::Standing,
+    programs::{Leads, Standing},
     ring::EventRing,
     uplink::{Exception, Mode, Uplink, UplinkMaps},
     writer::Writer,
@@ -161,6 +161,7 @@ pub(crate) struct Maps {
     pub(crate) endpoints: Table<u32, l::EndpointWord>,
     pub(crate) configs: Table<u32, l::Config>,
     pub(crate) addresses: Table<l::AddressKey, l::AddressEntry>,
+    pub(crate) own: Table<Address, u32>,
     pub(crate) networks: Table<NetworkPrefix, l::NetworkEntry>,
     pub(crate) rules: Table<l::RuleKey, l::PortSet>,
     pub(crate) ranges: Table<u32, l::Range>,
@@ -192,6 +193,7 @@ impl Maps {
             endpoints: table(folder, "BK_ENDPOINT")?,
             configs: table(folder, "BK_CONFIG")?,
             addresses: table(folder, "BK_ADDRESS")?,
+            own: table(folder, "BK_OWN")?,
             networks: table(folder, "BK_NETWORK")?,
             rules: table(folder, "BK_RULE")?,
             ranges: table(folder, "BK_RANGE")?,
@@ -272,23 +274,38 @@ impl Kernel {
     /// Puts our programs on a device, or the new ones in place of the old. Those of an agent with another layout, whose maps cannot be
     /// read, go when ours are there.
     pub fn attach(&self, ifindex: u32) -> Result<(), KernelError> {
-        self.programs.attach(&self.pins.links, ifindex)?;
+        self.programs.attach(&self.pins.links, ifindex, Leads::In)?;
         self.pins.succeed(ifindex)
+    }
+
+    /// The same on a device that leads out of the node.
+    pub(crate) fn attach_out(&self, ifindex: u32) -> Result<(), KernelError> {
+        self.programs.attach(&self.pins.links, ifindex, Leads::Out)
     }
 
     /// Takes our programs off a device, or forgets one that is gone.
     pub fn detach(&self, ifindex: u32) -> Result<(), KernelError> {
-        programs::detach(&self.pins.links, ifindex)
+        programs::detach(&self.pins.links, ifindex, Leads::In)
+    }
+
+    /// The same on a device that leads out of the node.
+    pub(crate) fn detach_out(&self, ifindex: u32) -> Result<(), KernelError> {
+        programs::detach(&self.pins.links, ifindex, Leads::Out)
     }
 
     /// Whether our programs are where they were put on a device.
-    pub(crate) fn standing(&self, ifindex: u32) -> Result<Standing, KernelError> {
-        self.programs.standing(&self.pins.links, ifindex)
+    pub(crate) fn standing(&self, ifindex: u32, leads: Leads) -> Result<Standing, KernelError> {
+        self.programs.standing(&self.pins.links, ifindex, leads)
     }
 
-    /// Devices that carry our programs.
+    /// Pods' devices that carry our programs.
     pub fn attached(&self) -> Result<Vec<u32>, KernelError> {
-        programs::attached(&self.pins.links)
+        programs::attached(&self.pins.links, Leads::In)
+    }
+
+    /// Devices that lead out of the node and carry our programs.
+    pub(crate) fn attached_out(&self) -> Result<Vec<u32>, KernelError> {
+        programs::attached(&self.pins.links, Leads::Out)
     }
 
     /// The uplink's program and maps, of a kernel opened with them.

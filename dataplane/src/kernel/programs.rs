@@ -22,28 +22,46 @@ use super::{
 /// The hooks of a device, in the order they are attached.
 pub(crate) const HOOKS: [Hook; 2] = [Hook::ToPod, Hook::FromPod];
 
+/// Where a device leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Leads {
+    /// To a pod.
+    In,
+    /// Out of the node.
+    Out,
+}
+
 /// Name of a hook's program in the object.
-const fn program_name(hook: Hook) -> &'static str {
-    match hook {
-        Hook::FromPod => "from_pod",
-        Hook::ToPod => "to_pod",
+const fn program_name(leads: Leads, hook: Hook) -> &'static str {
+    match (leads, hook) {
+        (Leads::In, Hook::FromPod) => "from_pod",
+        (Leads::In, Hook::ToPod) => "to_pod",
+        (Leads::Out, Hook::FromPod) => "from_host",
+        (Leads::Out, Hook::ToPod) => "to_host",
     }
 }
 
-/// Where the program of a hook sits on the host-side device.
-const fn place(hook: Hook) -> u32 {
-    match hook {
-        Hook::FromPod => attach_type::TCX_INGRESS,
-        Hook::ToPod => attach_type::TCX_EGRESS,
+/// Where the program of a hook sits: what a pod sends comes in by its host-side device, what the node sends goes out.
+const fn place(leads: Leads, hook: Hook) -> u32 {
+    match (leads, hook) {
+        (Leads::In, Hook::FromPod) | (Leads::Out, Hook::ToPod) => attach_type::TCX_INGRESS,
+        (Leads::In, Hook::ToPod) | (Leads::Out, Hook::FromPod) => attach_type::TCX_EGRESS,
     }
 }
 
-fn pin(links: &Path, ifindex: u32, hook: Hook) -> PathBuf {
+/// What the pins of a device that leads out of the node have in their names.
+const OUT: &str = "-host-";
+
+fn pin(links: &Path, ifindex: u32, leads: Leads, hook: Hook) -> PathBuf {
+    let middle = match leads {
+        Leads::In => "-",
+        Leads::Out => OUT,
+    };
     let side = match hook {
         Hook::FromPod => "from",
         Hook::ToPod => "to",
     };
-    links.join(format!("{ifindex}-{side}"))
+    links.join(format!("{ifindex}{middle}{side}"))
 }
 
 /// Size of `struct __sk_buff` (uapi/linux/bpf.h), and where `ifindex` is in it.
@@ -74,12 +92,14 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Loads both programs of an object whose maps exist already.
+    /// Loads the programs of an object whose maps exist already.
     pub(crate) fn load(object: Ebpf) -> Result<Self, KernelError> {
         let mut programs = Self { object };
-        HOOKS
-            .into_iter()
-            .try_for_each(|hook| programs.load_one(program_name(hook)))?;
+        for leads in [Leads::In, Leads::Out] {
+            for hook in HOOKS {
+                programs.load_one(program_name(leads, hook))?;
+            }
+        }
         Ok(programs)
     }
 
@@ -116,9 +136,17 @@ impl Programs {
         program.try_into().map_err(failed(name))
     }
 
-    /// Instructions the verifier walked to accept a hook's program.
+    /// Instructions the verifier walked to accept a hook's program on a pod's device.
     pub fn verified_instructions(&self, hook: Hook) -> Result<u32, KernelError> {
-        let name = program_name(hook);
+        self.verified(program_name(Leads::In, hook))
+    }
+
+    /// The same on a device that leads out of the node.
+    pub fn host_verified_instructions(&self, hook: Hook) -> Result<u32, KernelError> {
+        self.verified(program_name(Leads::Out, hook))
+    }
+
+    fn verified(&self, name: &'static str) -> Result<u32, KernelError> {
         let info = self.get(name)?.info().map_err(failed(name))?;
         Ok(info.verified_instruction_count().unwrap_or(0))
     }
@@ -145,20 +173,20 @@ impl Programs {
     }
 
     /// Whether both programs are where they were put on a device: by the pinned links, and as the hooks themselves say.
-    pub(crate) fn standing(&self, links: &Path, ifindex: u32) -> Result<Standing, KernelError> {
+    pub(crate) fn standing(&self, links: &Path, ifindex: u32, leads: Leads) -> Result<Standing, KernelError> {
         let mut ahead = Vec::new();
         for hook in HOOKS {
-            let name = program_name(hook);
+            let name = program_name(leads, hook);
             let ours = self.get(name)?.info().map_err(failed(name))?.id();
             let asking = |source| KernelError::Attach {
                 ifindex,
                 program: name,
                 source,
             };
-            let Some(chain) = sys::chain(ifindex, place(hook)).map_err(asking)? else {
+            let Some(chain) = sys::chain(ifindex, place(leads, hook)).map_err(asking)? else {
                 return Ok(Standing::NoDevice);
             };
-            let link = open_link(&pin(links, ifindex, hook)).map_err(asking)?;
+            let link = open_link(&pin(links, ifindex, leads, hook)).map_err(asking)?;
             let info = link.map(|link| sys::link_info(link.as_fd())).transpose();
             let held = info.map_err(asking)?.is_some_and(|info| info.ifindex == ifindex);
             match chain.iter().position(|id| *id == ours) {
@@ -171,16 +199,15 @@ impl Programs {
 
     /// Puts both programs on a device: links that are there are given the new programs in place, missing ones are made
     /// and pinned. On error what was attached stays: half a device is judged in one direction, and the caller retries.
-    pub(crate) fn attach(&self, links: &Path, ifindex: u32) -> Result<(), KernelError> {
+    pub(crate) fn attach(&self, links: &Path, ifindex: u32, leads: Leads) -> Result<(), KernelError> {
         for hook in HOOKS {
-            let name = program_name(hook);
+            let name = program_name(leads, hook);
             let fd = self.get(name)?.fd().map_err(failed(name))?;
-            attach_one(&pin(links, ifindex, hook), fd.as_fd(), ifindex, hook).map_err(|source| {
-                KernelError::Attach {
-                    ifindex,
-                    program: name,
-                    source,
-                }
+            let path = pin(links, ifindex, leads, hook);
+            attach_one(&path, fd.as_fd(), ifindex, place(leads, hook)).map_err(|source| KernelError::Attach {
+                ifindex,
+                program: name,
+                source,
             })?;
         }
         Ok(())
@@ -194,16 +221,16 @@ fn failed(program: &'static str) -> impl FnOnce(aya::programs::ProgramError) -> 
     }
 }
 
-fn attach_one(path: &Path, program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> io::Result<()> {
+fn attach_one(path: &Path, program: BorrowedFd<'_>, ifindex: u32, place: u32) -> io::Result<()> {
     if let Some(link) = open_link(path)? {
         let info = sys::link_info(link.as_fd())?;
-        if info.ifindex == ifindex && info.attach_type == place(hook) {
+        if info.ifindex == ifindex && info.attach_type == place {
             return sys::link_update(link.as_fd(), program);
         }
         // The index was another device's, which is gone (index 0).
         fs::remove_file(path)?;
     }
-    let link = sys::link_create(program, ifindex, place(hook))?;
+    let link = sys::link_create(program, ifindex, place)?;
     sys::pin(link.as_fd(), path)
 }
 
@@ -215,15 +242,19 @@ pub(super) fn open_link(path: &Path) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Devices that carry one of our links, by index; pins whose device is gone are removed on the way.
-pub(crate) fn attached(links: &Path) -> Result<Vec<u32>, KernelError> {
+/// Devices that carry one of our links and lead there, by index; pins whose device is gone are removed on the way.
+pub(crate) fn attached(links: &Path, leads: Leads) -> Result<Vec<u32>, KernelError> {
     let failed = |source| KernelError::Pin {
         path: links.to_path_buf(),
         source,
     };
     let mut devices = Vec::new();
     for entry in fs::read_dir(links).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
+        let entry = entry.map_err(failed)?;
+        let path = entry.path();
+        if entry.file_name().to_string_lossy().contains(OUT) != (leads == Leads::Out) {
+            continue;
+        }
         let Some(link) = open_link(&path).map_err(failed)? else {
             continue;
         };
@@ -238,9 +269,9 @@ pub(crate) fn attached(links: &Path) -> Result<Vec<u32>, KernelError> {
 }
 
 /// Takes our programs off a device, or forgets the pins of one that is gone.
-pub(crate) fn detach(links: &Path, ifindex: u32) -> Result<(), KernelError> {
+pub(crate) fn detach(links: &Path, ifindex: u32, leads: Leads) -> Result<(), KernelError> {
     for hook in HOOKS {
-        let path = pin(links, ifindex, hook);
+        let path = pin(links, ifindex, leads, hook);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(KernelError::Pin { path, source: error });

@@ -66,16 +66,31 @@ impl Sync {
                 .map_err(PlanError::from)?;
             StateDigest::of(&whole)
         } else {
-            self.digest.after(self.planner.state(), &revision.delta)
+            self.digest.after(self.truth(), &revision.delta)
         };
         if digest.digest() != revision.state_digest {
             let (wanted, found) = (revision.state_digest.short(), digest.digest().short());
             return Err(SyncError::Digest { wanted, found });
         }
-        let ops = self.plan(&revision, &whole)?;
+        let ops = if revision.snapshot || self.is_about_the_node(&revision.delta) {
+            if !revision.snapshot {
+                whole = self.truth().clone();
+                whole.apply(revision.delta.clone()).map_err(PlanError::from)?;
+            }
+            let before = self.confirm.truth.clone();
+            let state = self.choose(whole);
+            let planned = self.plan(None, &state);
+            if planned.is_err() {
+                self.confirm.truth = before;
+            }
+            planned?
+        } else {
+            self.plan(Some(&revision.delta), &State::default())?
+        };
         self.digest = digest;
         self.wanted = Some((revision.revision, revision.state_digest));
-        if let Err(error) = self.store.keep(&revision, self.planner.state()) {
+        let wanted = self.confirm.truth.as_ref().unwrap_or_else(|| self.planner.state());
+        if let Err(error) = self.store.keep(&revision, wanted) {
             tracing::warn!("{error}");
         }
         // The first state is what an earlier agent's records are about.
@@ -85,20 +100,18 @@ impl Sync {
         self.attach_devices()
     }
 
-    /// Plans a revision, `whole` being its state when it is a snapshot. On an error everything is as before.
-    fn plan(&mut self, revision: &Revision, whole: &State) -> Result<Vec<MapOp>, SyncError> {
+    /// Plans a change, or without one a whole state. On an error everything is as before.
+    fn plan(&mut self, delta: Option<&Delta>, whole: &State) -> Result<Vec<MapOp>, SyncError> {
         let now = Instant::now();
-        if revision.snapshot {
-            self.endpoints.replace(whole, now);
-        } else {
-            self.endpoints.change(&revision.delta, now);
+        match delta {
+            None => self.endpoints.replace(whole, now),
+            Some(delta) => self.endpoints.change(delta, now),
         }
         self.open_adoption();
         let local = self.endpoints.local();
-        let planned = if revision.snapshot {
-            self.planner.plan(whole, &local)
-        } else {
-            self.planner.plan_delta(&revision.delta, &local)
+        let planned = match delta {
+            None => self.planner.plan(whole, &local),
+            Some(delta) => self.planner.plan_delta(delta, &local),
         };
         planned.map_err(|error| {
             self.endpoints.replace(self.planner.state(), now);
@@ -119,6 +132,7 @@ impl Sync {
     pub(super) fn open_adoption(&mut self) {
         self.endpoints
             .open_adoption(adoption_end(), &self.attached, !self.planned);
+        self.endpoints.open_host_adoption(adoption_end(), &self.attached_out);
     }
 
     /// Writes a plan, with the names and leases its rules ask for around it.
@@ -181,9 +195,11 @@ impl Sync {
             self.ground.detach(ifindex)?;
             self.attached.remove(&ifindex);
         }
+        self.release_host()?;
         if self.bypass.is_some() {
             return Ok(());
         }
+        self.attach_host()?;
         let missing: Vec<(WorkloadKey, u32, String)> = self
             .endpoints
             .devices()

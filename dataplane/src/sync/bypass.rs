@@ -60,6 +60,10 @@ impl Sync {
         });
         self.holding.bypass = Some((until, reason));
         let mut devices = 0;
+        for ifindex in std::mem::take(&mut self.attached_out) {
+            self.ground.detach_out(ifindex)?;
+            devices += 1;
+        }
         for ifindex in self.attached.clone() {
             self.ground.detach(ifindex)?;
             self.attached.remove(&ifindex);

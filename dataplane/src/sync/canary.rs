@@ -12,7 +12,10 @@ use std::{
 use bulkhead_verdict::maps::Hook;
 
 use super::{Sync, SyncError};
-use crate::{endpoints::Traffic, kernel::Standing};
+use crate::{
+    endpoints::Traffic,
+    kernel::{Leads, Standing},
+};
 
 /// A device counts as gone past for so many looks after the last packet that was.
 const REMEMBERED: u32 = 12;
@@ -76,7 +79,7 @@ struct Look {
 }
 
 impl Look {
-    fn from_pods(&self) -> u64 {
+    fn sent_by_pods(&self) -> u64 {
         self.devices
             .values()
             .fold(0, |sum, traffic| sum.wrapping_add(traffic.from_pod))
@@ -135,7 +138,7 @@ impl Canary {
         if !before.devices.keys().eq(now.devices.keys()) {
             return 0;
         }
-        let came = now.from_pods().wrapping_sub(before.from_pods());
+        let came = now.sent_by_pods().wrapping_sub(before.sent_by_pods());
         let judged = now.judged.wrapping_sub(before.judged);
         self.unjudged = self.unjudged.saturating_add(came.wrapping_sub(judged).cast_signed());
         let waiting = if quiet {
@@ -179,7 +182,13 @@ impl Sync {
             self.shared.metrics.went_past(Way::ToPod, packets);
             self.canary.past.insert((ifindex, Way::ToPod), now);
         }
-        let packets = self.canary.unjudged_since(&look, quiet, under_way());
+        // What the node's own programs judge is counted with what pods' programs do, and would hide what those do not.
+        let packets = if self.ground.attached_out()?.is_empty() {
+            self.canary.unjudged_since(&look, quiet, under_way())
+        } else {
+            self.canary.last = None;
+            0
+        };
         if packets > 0 {
             let devices = self.suspects(&look)?;
             if !devices.is_empty() {
@@ -228,7 +237,7 @@ impl Sync {
         }
         let mut seen = BTreeSet::new();
         for (ifindex, traffic) in &look.devices {
-            let standing = self.ground.standing(*ifindex)?;
+            let standing = self.ground.standing(*ifindex, Leads::In)?;
             let before_us = matches!(standing, Standing::Missing { .. })
                 || matches!(standing, Standing::There { ahead } if !ahead.is_empty());
             if traffic.xdp || before_us {

@@ -10,7 +10,7 @@ use std::{
 use bulkhead_policy::plan::{MapKind, MapOp};
 
 use super::{Sync, SyncError, apply::adoption_end};
-use crate::kernel::{Place, Standing};
+use crate::kernel::{Leads, Place, Standing};
 
 /// Differences that are written down one by one in a slice; the rest is counted.
 const SAID_MAX: usize = 20;
@@ -333,7 +333,7 @@ impl Sync {
         self.drift.judged = devices.iter().map(|(ifindex, _)| *ifindex).collect();
         let (mut ahead_of_us, mut lost) = (BTreeSet::new(), 0_usize);
         for (ifindex, device) in &devices {
-            match self.ground.standing(*ifindex)? {
+            match self.ground.standing(*ifindex, Leads::In)? {
                 // Whoever watches devices tells of it.
                 Standing::NoDevice => drop(self.drift.judged.remove(ifindex)),
                 Standing::There { ahead } if ahead.is_empty() => {}
@@ -349,6 +349,7 @@ impl Sync {
                 }
             }
         }
+        lost = lost.saturating_add(self.compare_host(&mut ahead_of_us)?);
         for (ifindex, programs) in ahead_of_us.difference(&self.drift.ahead) {
             tracing::warn!(
                 ifindex,

@@ -7,7 +7,9 @@
 mod apply;
 mod bypass;
 mod canary;
+mod confirm;
 mod drift;
+mod host;
 mod inherit;
 mod leasing;
 mod mirror;
@@ -45,7 +47,8 @@ use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
 use self::{
-    bypass::Bypass, canary::Canary, drift::Drift, leasing::Leasing, mirror::Mirror, naming::Naming, pods::Waiter,
+    bypass::Bypass, canary::Canary, confirm::Confirm, drift::Drift, leasing::Leasing, mirror::Mirror, naming::Naming,
+    pods::Waiter,
 };
 pub(crate) use self::{bypass::BypassError, pods::TOO_MANY};
 use crate::{
@@ -107,6 +110,8 @@ pub(crate) enum Input {
         reason: String,
         reply: oneshot::Sender<Result<u32, BypassError>>,
     },
+    /// The trial of that number is confirmed.
+    Confirmed(u64),
     /// What the endpoints are like.
     Describe(oneshot::Sender<Vec<EndpointStatus>>),
     /// End; enforcement goes on without us.
@@ -132,6 +137,10 @@ pub(crate) struct Holding {
     pub(crate) unmanaged: u32,
     /// Pods that were adopted after they had run without rules.
     pub(crate) adopted: u64,
+    /// The node's own rules are tried: the number of the trial.
+    pub(crate) trial: Option<u64>,
+    /// Why the node's own rules are not those that are wanted; empty when they are.
+    pub(crate) reverted: String,
     /// While nothing is judged: until when (wall nanoseconds), and why.
     pub(crate) bypass: Option<(u64, String)>,
 }
@@ -161,6 +170,10 @@ pub(crate) struct Sync {
     holding: Holding,
     /// Devices that carry our programs.
     attached: BTreeSet<u32>,
+    /// Devices that lead out of the node and carry our programs.
+    attached_out: BTreeSet<u32>,
+    /// What OWN holds, as far as this process wrote it.
+    own_written: Option<BTreeSet<IpAddr>>,
     /// A plan of this process was carried out.
     planned: bool,
     /// The maps may be between two plans: the next look makes them whole.
@@ -174,6 +187,7 @@ pub(crate) struct Sync {
     drift: Drift,
     canary: Canary,
     leasing: Leasing,
+    confirm: Confirm,
 }
 
 impl Sync {
@@ -185,6 +199,7 @@ impl Sync {
         devices: Box<dyn Devices>,
         store: Store,
         shared: Shared,
+        confirm_within: Duration,
     ) -> Result<Self, SyncError> {
         if ground.found() {
             ground.raise_epoch()?;
@@ -217,6 +232,8 @@ impl Sync {
             shared,
             holding,
             attached,
+            attached_out: BTreeSet::new(),
+            own_written: None,
             planned: false,
             broken: None,
             waiters: Vec::new(),
@@ -226,7 +243,10 @@ impl Sync {
             drift: Drift::new(Pace::OFF),
             canary: Canary::new(Duration::ZERO),
             leasing: Leasing::default(),
+            confirm: Confirm::default(),
         };
+        sync.adopt_confirmations(confirm_within);
+        sync.adopt_host()?;
         sync.adopt_names()?;
         sync.adopt_leases()?;
         sync.end_former_bypass();
@@ -253,8 +273,9 @@ impl Sync {
     /// Goes on with the state on disk. If that is not possible, what the kernel holds stays in force as it is.
     fn resume(&mut self, stored: &Stored) {
         self.shared.names.load(&stored.state);
-        self.endpoints.replace(&stored.state, Instant::now());
-        match self.make(&stored.state) {
+        let state = self.choose(stored.state.clone());
+        self.endpoints.replace(&state, Instant::now());
+        match self.make(&state) {
             Ok(()) => {
                 self.digest = StateDigest::of(&stored.state);
                 self.wanted = Some((stored.revision, self.digest.digest()));
@@ -278,7 +299,11 @@ impl Sync {
             self.watch_drift();
             self.watch_canary();
             let now = Instant::now();
-            let ends = [self.broken, self.bypass.as_ref().map(|bypass| bypass.ends)];
+            let ends = [
+                self.broken,
+                self.bypass.as_ref().map(|bypass| bypass.ends),
+                self.confirm.trial.as_ref().map(|trial| trial.ends),
+            ];
             let look = ends
                 .into_iter()
                 .flatten()
@@ -306,6 +331,10 @@ impl Sync {
                     self.publish();
                     drop(reply.send(result));
                 }
+                Ok(Input::Confirmed(number)) => {
+                    self.confirmed(number);
+                    self.publish();
+                }
                 Ok(Input::Describe(reply)) => drop(reply.send(self.describe())),
                 Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) if Instant::now() < look => {}
@@ -319,6 +348,9 @@ impl Sync {
         let now = Instant::now();
         if self.bypass.as_ref().is_some_and(|bypass| bypass.ends <= now) {
             self.end_bypass("its time is over");
+        }
+        if self.confirm.trial.as_ref().is_some_and(|trial| trial.ends <= now) {
+            self.end_trial("no new connection to the controller came about in time");
         }
         if self.broken.is_some_and(|broken| broken <= now) {
             self.broken = Some(now + apply::RETRY);
@@ -343,6 +375,7 @@ impl Sync {
         let changed = self.endpoints.refresh(links_changed, now)?;
         if links_changed {
             self.attached = self.ground.attached()?.into_iter().collect();
+            self.attached_out = self.ground.attached_out()?.into_iter().collect();
             self.forget_names()?;
         }
         if changed { self.replan() } else { Ok(()) }

@@ -24,10 +24,15 @@ impl Sync {
         for (_, device) in self.endpoints.devices() {
             self.shared.devices.learn(device.ifindex, &device.name);
         }
+        for (ifindex, name) in self.endpoints.leading_out() {
+            self.shared.devices.learn(*ifindex, name);
+        }
         self.holding.generations = self.generations();
         self.holding.announced = self.announced();
         self.holding.own = self.endpoints.own_addresses().collect();
         self.holding.unmanaged = self.unmanaged();
+        self.holding.trial = self.confirm.trial.as_ref().map(|trial| trial.number);
+        self.holding.reverted = self.confirm.reverted();
         self.answer_waiters();
         let holding = &self.holding;
         self.shared.holding.send_if_modified(|old| {
@@ -58,6 +63,9 @@ impl Sync {
 
     /// An endpoint's place in the kernel when it is enforced, else why it is not.
     pub(super) fn live(&self, key: &WorkloadKey) -> (Option<Live>, String) {
+        if key.is_node() {
+            return self.live_host();
+        }
         match self.endpoints.device(key) {
             None => (None, "not wanted on this node".to_owned()),
             Some(Err(why)) => (None, why.to_owned()),
@@ -129,13 +137,15 @@ impl Sync {
         let one = |(key, endpoint): (&WorkloadKey, &Arc<Endpoint>)| {
             let (live, error) = self.live(key);
             let device = self.endpoints.device(key).and_then(Result::ok);
+            let leading_out = self.endpoints.leading_out().filter(|_| key.is_node());
+            let names: Vec<&str> = leading_out.map(|(_, name)| name.as_str()).collect();
             let identity = live.map_or(0, |live| live.identity);
             let past = self.past(key);
             EndpointStatus {
                 workload: Some(workload(key)),
                 pod_uid: endpoint.uid.clone(),
                 addresses: endpoint.addresses.iter().map(ToString::to_string).collect(),
-                device: device.map_or_else(String::new, |device| device.name.clone()),
+                device: device.map_or_else(|| names.join(","), |device| device.name.clone()),
                 ifindex: device.map_or(0, |device| device.ifindex),
                 slot: live.map_or(0, |live| live.slot),
                 identity,

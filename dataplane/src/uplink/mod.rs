@@ -3,7 +3,7 @@
 //! Nothing here is in a packet's way. What is in force is pinned and stays when the agent ends; trouble with a feed, a table
 //! or a device leaves what was good before, and is told in log, metrics and `bulkhead-agent uplink`.
 
-mod devices;
+pub(crate) mod devices;
 mod fetch;
 mod follow;
 mod image;

@@ -174,6 +174,7 @@ fn local_of(kernel: &Kernel, state: &State) -> LocalEndpoints {
             mac: config.mac,
             addresses: addresses.collect(),
             adopt_until: config.adopt_until,
+            more: std::collections::BTreeSet::new(),
         };
         local.insert(key, local_endpoint);
     }

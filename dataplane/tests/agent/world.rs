@@ -248,6 +248,7 @@ pub fn allow(from: &[&str], to: &str) -> Policy {
         tier: Tier::NetworkPolicy,
         priority: 0,
         subject: vec![app(to)],
+        nodes: Vec::new(),
         isolates: BTreeSet::from([Direction::Ingress]),
         mode: Mode::Enforce,
         manner: Manner::default(),

@@ -15,6 +15,7 @@ use aya::{
 use bulkhead_dataplane::kernel::OBJECT;
 use bulkhead_verdict::{
     Scratch, Verdict,
+    address::Address,
     dns::stream::Stream,
     dns::table::{BucketKey, KEY_BYTES, LearnedBucket, MemberKey, Naming, PatternEntry, PendingBucket},
     layout::{
@@ -27,7 +28,7 @@ use bulkhead_verdict::{
 use zerocopy::IntoBytes;
 
 /// Devices a vector may name, from 1.
-const DEVICES: u32 = 5;
+const DEVICES: u32 = 7;
 /// The CPU everything runs on, so that its scratch memory can be read.
 const CPU: usize = 0;
 /// Offset of `ifindex` in `struct __sk_buff`.
@@ -86,7 +87,7 @@ impl Machine {
             None => EbpfLoader::new().load(OBJECT),
         }
         .expect("the object's maps are created");
-        for name in ["from_pod", "to_pod"] {
+        for name in ["from_pod", "to_pod", "from_host", "to_host"] {
             let program: &mut SchedClassifier = object.program_mut(name).unwrap().try_into().unwrap();
             program.load().unwrap_or_else(|error| panic!("{name}: {error}"));
             let count = program.info().ok().and_then(|info| info.verified_instruction_count());
@@ -115,6 +116,11 @@ impl Machine {
         }
         for (address, entry) in &world.addresses {
             self.change(&Change::Address(*address, Some(*entry)));
+        }
+        for address in &world.own {
+            hash!(self, "BK_OWN", Address, u32)
+                .insert(bytes(address), bytes::<_, 4>(&1_u32), 0)
+                .unwrap();
         }
         for (prefix, entry) in &world.networks {
             let mut networks =
@@ -263,6 +269,7 @@ impl Machine {
         clear! {
             "BK_DEVICE": u32, u32;
             "BK_ADDRESS": AddressKey, AddressEntry;
+            "BK_OWN": Address, u32;
             "BK_RULE": RuleKey, PortSet;
             "BK_LEASE": LeaseKey, u64;
             "BK_NAME": NameKey, u64;
@@ -299,7 +306,7 @@ impl Machine {
             }
             .unwrap();
         }
-        for pod in [world::A, world::B] {
+        for pod in [world::A, world::B, world::UPLINK] {
             for budget in [pod * 2, pod * 2 + 1] {
                 array!(self, "BK_ANSWER", u64).set(budget, [0; 8], 0).unwrap();
             }
@@ -324,10 +331,11 @@ impl Machine {
         options.data_in = Some(&sent.frame);
         options.data_out = Some(&mut frame);
         options.ctx_in = Some(&context);
-        let name = if sent.hook == Hook::FromPod {
-            "from_pod"
-        } else {
-            "to_pod"
+        let name = match (sent.hook, sent.at_uplink()) {
+            (Hook::FromPod, false) => "from_pod",
+            (Hook::ToPod, false) => "to_pod",
+            (Hook::FromPod, true) => "from_host",
+            (Hook::ToPod, true) => "to_host",
         };
         let program: &mut SchedClassifier = self.object.program_mut(name).unwrap().try_into().unwrap();
         let result = program

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Direction, Guards, Judge, Matches, World};
+use super::{Direction, Guards, Judge, Matches, Subject, World};
 use crate::{
     model::{Action, Guard, Mode, Object, PolicyKey, RuleName, Tier, WorkloadKey},
     probe::{Holding, Probe},
@@ -71,19 +71,21 @@ pub fn explain(objects: &[Object], probe: &Probe, holding: Holding<'_>) -> Vec<E
     let world = World::new(objects);
     let from = world.subject(probe.zone, &probe.from);
     let to = world.subject(probe.zone, &probe.to);
-    if from.is_some() && from.map(|it| &it.key) == to.map(|it| &it.key) {
+    if from.is_some() && from.map(Subject::key) == to.map(Subject::key) {
         return Vec::new();
     }
     [(from, Direction::Egress), (to, Direction::Ingress)]
         .into_iter()
         .filter_map(|(subject, direction)| Some((subject?, direction)))
-        .map(|(subject, direction)| {
-            let judge = Judge::new(&world, probe, direction, subject);
-            let (decision, rule) = judge.admin(Guards::As(holding, direction));
+        .map(|(subject, direction)| Judge::new(&world, probe, direction, subject))
+        .filter(|judge| !judge.stays_inside())
+        .map(|judge| {
+            let direction = judge.direction;
+            let (decision, rule) = judge.judge(Guards::As(holding, direction));
             let tier = |tier| judge.report(tier, holding, &rule);
             let tiers = [Tier::Admin, Tier::NetworkPolicy, Tier::Baseline].map(tier).to_vec();
             Explanation {
-                subject: subject.key.clone(),
+                subject: judge.subject.key(),
                 direction,
                 tiers,
                 decision,

@@ -11,8 +11,12 @@ pub use world::Matches;
 use world::{Who, World};
 
 use crate::{
+    failsafe::Failsafe,
     lease::{Deadline, Profile, asked_end},
-    model::{Action, Builtin, Direction, Guard, Mode, Object, Policy, Rule, RuleName, Side, Tier, Workload},
+    model::{
+        Action, Builtin, Direction, Guard, Mode, Node, Object, Policy, Protocol, Rule, RuleName, Side, Tier, Workload,
+        WorkloadKey,
+    },
     probe::{Holding, Outcome, Probe},
     state::Decision,
 };
@@ -24,7 +28,7 @@ pub fn oracle(objects: &[Object], probe: &Probe, holding: Holding<'_>) -> Outcom
     let world = World::new(objects);
     let from = world.subject(probe.zone, &probe.from);
     let to = world.subject(probe.zone, &probe.to);
-    if let (Some(from), Some(to)) = (from, to)
+    if let (Some(Subject::Pod(from)), Some(Subject::Pod(to))) = (from, to)
         && from.key == to.key
     {
         let own = Some((Decision::Allow, RuleName::Builtin(Builtin::SelfTraffic)));
@@ -33,12 +37,30 @@ pub fn oracle(objects: &[Object], probe: &Probe, holding: Holding<'_>) -> Outcom
             ingress: own,
         };
     }
-    let judge = |subject: Option<&Workload>, direction| {
-        subject.map(|subject| Judge::new(&world, probe, direction, subject).admin(Guards::As(holding, direction)))
+    let judge = |subject: Option<Subject<'_>>, direction| {
+        let judge = Judge::new(&world, probe, direction, subject?);
+        (!judge.stays_inside()).then(|| judge.judge(Guards::As(holding, direction)))
     };
     Outcome {
         egress: judge(from, Direction::Egress),
         ingress: judge(to, Direction::Ingress),
+    }
+}
+
+/// Whose rules are asked.
+#[derive(Clone, Copy, Debug)]
+enum Subject<'a> {
+    Pod(&'a Workload),
+    /// A node that a policy selects.
+    Node(&'a Node),
+}
+
+impl Subject<'_> {
+    fn key(self) -> WorkloadKey {
+        match self {
+            Self::Pod(workload) => workload.key.clone(),
+            Self::Node(node) => WorkloadKey::of_node(&node.name),
+        }
     }
 }
 
@@ -54,7 +76,10 @@ pub fn lease(
     let world = World::new(objects);
     let end = asked_end(probe, direction, side);
     let workload = match side {
-        Side::Subject => world.subject(probe.zone, end)?,
+        Side::Subject => match world.subject(probe.zone, end)? {
+            Subject::Pod(workload) => workload,
+            Subject::Node(_) => return None,
+        },
         Side::Peer => match world.who(probe.zone, end.address) {
             Who::Pod(workload, _) => workload,
             _ => return None,
@@ -89,14 +114,14 @@ struct Judge<'a> {
     world: &'a World<'a>,
     probe: &'a Probe,
     direction: Direction,
-    subject: &'a Workload,
+    subject: Subject<'a>,
     peer: Who<'a>,
     /// The policies that select the subject, by tier, priority and name.
     selecting: Vec<&'a Policy>,
 }
 
 impl<'a> Judge<'a> {
-    fn new(world: &'a World<'a>, probe: &'a Probe, direction: Direction, subject: &'a Workload) -> Self {
+    fn new(world: &'a World<'a>, probe: &'a Probe, direction: Direction, subject: Subject<'a>) -> Self {
         let peer = match direction {
             Direction::Egress => probe.to.address,
             Direction::Ingress => probe.from.address,
@@ -140,6 +165,40 @@ impl<'a> Judge<'a> {
             .map(|(policy, rule)| (policy, rule, self.world.matches(rule, self)))
             .filter(|(.., matches)| *matches != Matches::No)
             .collect()
+    }
+
+    /// A node's rules are asked where packets enter and leave the node: not by its own pods, nor by itself.
+    fn stays_inside(&self) -> bool {
+        match (self.subject, self.peer) {
+            (Subject::Node(node), Who::Pod(workload, _)) => workload.node.as_ref() == Some(&node.name),
+            (Subject::Node(node), Who::Node(other, _)) => node.name == other.name,
+            _ => false,
+        }
+    }
+
+    /// Before all rules, what a node is not to lose and what is judged elsewhere; then the tiers.
+    fn judge(&self, guards: Guards<'_>) -> Verdict {
+        let allowed = |builtin| (Decision::Allow, RuleName::Builtin(builtin));
+        let (protocol, port) = (self.probe.protocol, self.probe.port);
+        if let Subject::Node(_) = self.subject {
+            if Failsafe::default().keeps(self.direction, protocol, port) {
+                return allowed(Builtin::Failsafe);
+            }
+            let number = |protocol| match protocol {
+                Protocol::Tcp => 6,
+                Protocol::Udp => 17,
+                Protocol::Sctp => 132,
+            };
+            let of_a_service = self
+                .world
+                .services()
+                .flat_map(crate::model::Service::node_ports)
+                .any(|(wanted, node_port)| number(wanted) == protocol && node_port == port);
+            if self.direction == Direction::Ingress && of_a_service {
+                return allowed(Builtin::NodePort);
+            }
+        }
+        self.admin(guards)
     }
 
     /// Before all others: the first rule that matches decides, or passes on.

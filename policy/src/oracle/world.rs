@@ -4,11 +4,12 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnetwork::IpNetwork;
 
-use super::Judge;
+use super::{Judge, Subject};
 use crate::{
     model::{
         Action, AddressGroup, Direction, IcmpMessage, IcmpVersion, LabelSelector, Labels, Match, NamespaceMatch, Node,
-        Object, ObjectKey, Operator, Peer, PodMatch, Policy, PortMatch, Protocol, Rule, Workload, WorkloadKey, Zone,
+        Object, ObjectKey, Operator, Peer, PodMatch, Policy, PortMatch, Protocol, Rule, Service, Workload, WorkloadKey,
+        Zone,
     },
     probe::End,
 };
@@ -57,6 +58,13 @@ impl<'a> World<'a> {
         })
     }
 
+    pub(super) fn services(&self) -> impl Iterator<Item = &'a Service> {
+        self.0.values().filter_map(|object| match object {
+            Object::Service(service) => Some(service),
+            _ => None,
+        })
+    }
+
     fn nodes(&self) -> impl Iterator<Item = &'a Node> {
         self.0.values().filter_map(|object| match object {
             Object::Node(node) => Some(node),
@@ -68,10 +76,14 @@ impl<'a> World<'a> {
         self.workloads().find(|workload| workload.key == *key)
     }
 
-    pub(super) fn subject(&self, zone: Zone, end: &End) -> Option<&'a Workload> {
+    pub(super) fn subject(&self, zone: Zone, end: &End) -> Option<Subject<'a>> {
         match (&end.workload, self.who(zone, end.address)) {
-            (Some(key), _) => self.workload(key),
-            (None, Who::Pod(workload, _)) => Some(workload),
+            (Some(key), _) => self.workload(key).map(Subject::Pod),
+            (None, Who::Pod(workload, _)) => Some(Subject::Pod(workload)),
+            (None, Who::Node(node, _)) => {
+                let judged = self.policies().any(|policy| self.selects(policy, Subject::Node(node)));
+                judged.then_some(Subject::Node(node))
+            }
             (None, _) => None,
         }
     }
@@ -106,8 +118,11 @@ impl<'a> World<'a> {
         }
     }
 
-    pub(super) fn selects(&self, policy: &Policy, workload: &Workload) -> bool {
-        policy.subject.iter().any(|subject| self.pod_matches(subject, workload))
+    pub(super) fn selects(&self, policy: &Policy, subject: Subject<'_>) -> bool {
+        match subject {
+            Subject::Pod(workload) => policy.subject.iter().any(|pods| self.pod_matches(pods, workload)),
+            Subject::Node(node) => policy.nodes.iter().any(|nodes| selected(nodes, &node.labels)),
+        }
     }
 
     fn pod_matches(&self, pods: &PodMatch, workload: &Workload) -> bool {
@@ -297,7 +312,10 @@ fn port_matches(port: &PortMatch, judge: &Judge<'_>) -> Matches {
         } if *wanted != protocol => Matches::No,
         PortMatch::Named { name, .. } => {
             let destination = match (judge.direction, &judge.peer) {
-                (Direction::Ingress, _) => judge.subject,
+                (Direction::Ingress, _) => match judge.subject {
+                    Subject::Pod(workload) => workload,
+                    Subject::Node(_) => return Matches::No,
+                },
                 (Direction::Egress, Who::Pod(workload, _)) => workload,
                 (Direction::Egress, Who::SomePod(_) | Who::Contested) => {
                     return if number == 0 { Matches::No } else { Matches::Perhaps };

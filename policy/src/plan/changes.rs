@@ -183,18 +183,23 @@ impl Planner {
         let egress = self.kernel.rulesets.number(&endpoint.egress)?;
         let ingress = self.kernel.rulesets.number(&endpoint.ingress)?;
         let adopt = if local.adopt_until == 0 { 0 } else { config_flag::ADOPT };
+        let host = if key.is_node() { config_flag::HOST } else { 0 };
         let mut config = Config {
             identity,
             image_class: endpoint.image_class,
             egress,
             ingress,
             ifindex: local.ifindex,
-            flags: config_flag::ENFORCE | adopt,
+            flags: config_flag::ENFORCE | adopt | host,
             zone: u32::from(endpoint.zone.0),
             mac: local.mac,
             adopt_until: local.adopt_until,
             ..Config::default()
         };
+        // Which addresses are a node's own is asked of OWN: it may have more than there is room for here.
+        if key.is_node() {
+            return Some(config);
+        }
         let link_local = local.addresses.iter().filter(|address| match address {
             std::net::IpAddr::V6(v6) => v6.is_unicast_link_local(),
             std::net::IpAddr::V4(_) => false,

@@ -68,6 +68,8 @@ pub struct LocalEndpoint {
     pub addresses: BTreeSet<IpAddr>,
     /// End of the adoption window, `CLOCK_MONOTONIC` nanoseconds; 0 = closed.
     pub adopt_until: u64,
+    /// Further devices of the same endpoint: a node may have several that lead out of it.
+    pub more: BTreeSet<u32>,
 }
 
 /// The devices of this node's endpoints. An endpoint that is not here gets no slot yet; its rulesets are loaded.

@@ -18,6 +18,7 @@ use super::{
     rulesets::Contents,
     transition::{Flip, Owner, Route, Routes, network_way_entry},
 };
+use crate::model::WorkloadKey;
 
 /// From so many peer epochs on, the global one is raised instead.
 const MANY_EPOCHS: usize = (PEER_EPOCHS / 4) as usize;
@@ -108,9 +109,19 @@ impl Planner {
                 self.kernel.flip(Phase::Down, slot, None);
             }
         }
+        for (slot, key) in &work.endpoints {
+            let Some(local) = self.local.get(key).filter(|_| key.is_node()) else {
+                continue;
+            };
+            for ifindex in self.kernel.devices_of(*slot) {
+                if ifindex != local.ifindex && !local.more.contains(&ifindex) {
+                    self.kernel.set_device(Phase::Down, ifindex, None);
+                }
+            }
+        }
         for (slot, flip) in &routes.flips {
             for ifindex in self.kernel.devices_of(*slot) {
-                if ifindex != flip.new.ifindex {
+                if ifindex != flip.new.ifindex && !work.endpoints.get(slot).is_some_and(WorkloadKey::is_node) {
                     self.kernel.set_device(Phase::Down, ifindex, None);
                 }
             }
@@ -204,9 +215,12 @@ impl Planner {
                 self.kernel.flip(Phase::Live, *slot, Some(flip.new));
             }
         }
-        for slot in work.endpoints.keys() {
+        for (slot, key) in &work.endpoints {
             if let Some(ifindex) = self.kernel.configs.get(slot).map(|config| config.ifindex) {
                 self.kernel.set_device(Phase::Live, ifindex, Some(*slot));
+                for ifindex in self.local.get(key).iter().flat_map(|local| &local.more) {
+                    self.kernel.set_device(Phase::Live, *ifindex, Some(*slot));
+                }
             }
         }
     }

@@ -58,6 +58,9 @@ impl Names {
             rule::CONTROL => Builtin::Control,
             rule::UNMANAGED => Builtin::Unmanaged,
             rule::MIXED_BACKENDS => Builtin::MixedBackends,
+            rule::FORWARDED => Builtin::Forwarded,
+            rule::FAILSAFE => Builtin::Failsafe,
+            rule::NODE_PORT => Builtin::NodePort,
             _ => return self.text(intern_kind::RULE, number, "rule"),
         };
         Cow::Owned(builtin.to_string())

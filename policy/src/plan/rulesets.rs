@@ -291,6 +291,9 @@ impl Planner {
             RuleName::Builtin(Builtin::Control) => rule::CONTROL,
             RuleName::Builtin(Builtin::Unmanaged) => rule::UNMANAGED,
             RuleName::Builtin(Builtin::MixedBackends) => rule::MIXED_BACKENDS,
+            RuleName::Builtin(Builtin::Forwarded) => rule::FORWARDED,
+            RuleName::Builtin(Builtin::Failsafe) => rule::FAILSAFE,
+            RuleName::Builtin(Builtin::NodePort) => rule::NODE_PORT,
             RuleName::Rule { .. } | RuleName::DefaultDeny { .. } => self.kernel.rule(&name.to_string()),
         }
     }

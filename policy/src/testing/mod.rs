@@ -218,7 +218,8 @@ fn address_group() -> impl Strategy<Value = AddressGroup> {
 }
 
 fn service() -> impl Strategy<Value = Service> {
-    let port = (select(&PORTS[..3]), select(&PROTOCOLS[..2]));
+    let node_port = option::weighted(0.5, select(&[30080u16, 8080][..]));
+    let port = (select(&PORTS[..3]), select(&PROTOCOLS[..2]), node_port);
     (
         service_key(),
         btree_set(address(&FRONTENDS), 0..3),
@@ -231,14 +232,16 @@ fn service() -> impl Strategy<Value = Service> {
             ports: ports
                 .into_iter()
                 .enumerate()
-                .map(|(at, (port, protocol))| ServicePort {
+                .map(|(at, (port, protocol, node_port))| ServicePort {
                     name: format!("port-{at}"),
                     protocol,
                     port,
                     target: TargetPort::Number(port),
+                    node_port,
                 })
                 .collect(),
             selector,
+            health_check_port: None,
         })
 }
 
@@ -374,7 +377,7 @@ pub struct Draw {
 /// Draws a connection.
 pub fn draw() -> impl Strategy<Value = Draw> {
     let protocol = prop_oneof![4 => Just(6u8), 2 => Just(17u8), 1 => Just(132u8), 1 => select(&[1u8, 58, 47][..])];
-    let port = prop_oneof![4 => select(&PORTS[..]), 1 => select(&[0u16, 1, 52, 54, 79, 82, 442, 444, 8081, 65535][..])];
+    let port = prop_oneof![4 => select(&PORTS[..]), 1 => select(&[22u16, 6443, 30080][..]), 1 => select(&[0u16, 1, 52, 54, 79, 82, 442, 444, 8081, 65535][..])];
     (
         any::<[proptest::sample::Index; 2]>(),
         (protocol, port),
@@ -412,6 +415,13 @@ impl Draw {
             .filter_map(|text| parse(text))
             .filter(|it| !frontend(it))
             .map(End::address);
+        let nodes = objects.iter().flat_map(|object| match object {
+            Object::Node(node) if !self.elsewhere => node.addresses.iter().copied().collect(),
+            _ => Vec::new(),
+        });
+        // Nodes that there are some times more, because few of them have a policy.
+        let nodes: Vec<End> = nodes.filter(|it| !frontend(it)).map(End::address).collect();
+        let nodes = nodes.iter().cycle().take(nodes.len() * 3).cloned();
         // Pods three times, so that half of the connections have one at each end.
         let pods: Vec<End> = pods.collect();
         let ends: Vec<End> = pods
@@ -420,6 +430,7 @@ impl Draw {
             .take(pods.len() * 3)
             .cloned()
             .chain(addresses)
+            .chain(nodes)
             .collect();
         let [from, to] = self.ends.map(|index| index.get(&ends).clone());
         let (protocol, port) = self.traffic;

@@ -203,7 +203,7 @@ pub fn policy() -> impl Strategy<Value = Policy> {
             pods(),
             vec(pods(), 0..2),
             (selector(&["app", "tier"]), accounts()),
-            directions(),
+            (directions(), option::weighted(0.15, selector(&["zone", "role"]))),
             rules(tier),
             rules(tier),
         )
@@ -213,14 +213,15 @@ pub fn policy() -> impl Strategy<Value = Policy> {
                     pods,
                     more,
                     (own, accounts),
-                    isolates,
+                    (isolates, nodes),
                     ingress,
                     egress,
                 )| {
                     let in_tier = tier == Tier::NetworkPolicy;
+                    let wide = !in_tier || nodes.is_some();
                     let key = PolicyKey {
-                        kind: kind(in_tier, ours),
-                        namespace: if in_tier { namespace.clone() } else { String::new() },
+                        kind: kind(!wide, ours || nodes.is_some()),
+                        namespace: if wide { String::new() } else { namespace.clone() },
                         name,
                     };
                     let own = PodMatch {
@@ -228,10 +229,10 @@ pub fn policy() -> impl Strategy<Value = Policy> {
                         pods: own,
                         service_accounts: accounts,
                     };
-                    let subject = if in_tier {
-                        vec![own]
-                    } else {
-                        [pods].into_iter().chain(more).collect()
+                    let subject = match (&nodes, in_tier) {
+                        (Some(_), _) => Vec::new(),
+                        (None, true) => vec![own],
+                        (None, false) => [pods].into_iter().chain(more).collect(),
                     };
                     Policy {
                         key,
@@ -240,6 +241,7 @@ pub fn policy() -> impl Strategy<Value = Policy> {
                         tier,
                         priority: if in_tier { 0 } else { priority },
                         subject,
+                        nodes: nodes.into_iter().collect(),
                         isolates: if in_tier { isolates } else { BTreeSet::new() },
                         mode,
                         manner,

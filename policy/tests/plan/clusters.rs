@@ -33,9 +33,12 @@ const OTHERS: [&str; 6] = [
     "192.168.0.77",
 ];
 
-/// A device for every endpoint of the zone, always the same for the same pod.
+/// A device for every pod of the zone, always the same for the same one. Nodes are judged by programs of their own.
 fn devices(state: &State, known: &mut Vec<String>) -> LocalEndpoints {
-    let here = state.endpoints.iter().filter(|(_, endpoint)| endpoint.zone == ZONE);
+    let here = state
+        .endpoints
+        .iter()
+        .filter(|(key, endpoint)| endpoint.zone == ZONE && !key.is_node());
     here.map(|(key, _)| {
         let name = key.to_string();
         let at = known.iter().position(|other| *other == name).unwrap_or_else(|| {

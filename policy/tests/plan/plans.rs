@@ -15,7 +15,7 @@ use bulkhead_policy::{
     },
     table::Table,
 };
-use bulkhead_verdict::layout::{EndpointWord, InternKey, RuleKey, intern_kind};
+use bulkhead_verdict::layout::{EndpointWord, InternKey, RuleKey, config_flag, intern_kind};
 
 use crate::bench::ZONE;
 
@@ -654,4 +654,31 @@ fn broken_maps_are_reported_and_cured() {
     fresh.plan(&state, &local).unwrap();
     assert_eq!(cured.usage(), fresh.usage());
     assert_eq!(cured.plan(&state, &local), Ok(vec![MapOp::Epoch, MapOp::Barrier]));
+}
+
+/// A node has one configuration, whatever leads out of it, and none of the addresses a pod has.
+#[test]
+fn a_nodes_devices_share_a_slot() {
+    let (mut state, mut local) = node();
+    let host = WorkloadKey::of_node(NODE);
+    state.endpoints.insert(host.clone(), Arc::new(endpoint(0)));
+    let devices = |more: &[u32]| LocalEndpoint {
+        ifindex: 900,
+        more: more.iter().copied().collect(),
+        ..LocalEndpoint::default()
+    };
+    local.insert(host.clone(), devices(&[901, 902]));
+    let mut planner = Planner::new(NODE, Limits::default());
+    let mut maps = MapDump::default();
+    maps.apply(&planner.plan(&state, &local).unwrap()).unwrap();
+    let slot = maps.devices[&900];
+    assert_eq!((maps.devices[&901], maps.devices[&902]), (slot, slot));
+    let word = maps.endpoints[usize::try_from(slot).unwrap()];
+    let config = maps.configs[usize::try_from(word.config).unwrap()];
+    assert_eq!(config.flags, config_flag::ENFORCE | config_flag::HOST);
+    assert_eq!(config.address_count, 0);
+
+    local.insert(host, devices(&[902]));
+    let ops = planner.plan_delta(&Delta::default(), &local).unwrap();
+    assert_eq!(ops, [MapOp::RemoveDevice(901)]);
 }

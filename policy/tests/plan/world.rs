@@ -269,6 +269,7 @@ impl World {
                 mac: [2, 0, 0, 0, 1, u8::try_from(at).unwrap()],
                 addresses: BTreeSet::from([ip(&format!("fe80::{at}")), ip("192.0.2.77")]),
                 adopt_until: 0,
+                more: BTreeSet::new(),
             };
             Some((key(at), local))
         })

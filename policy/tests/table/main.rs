@@ -9,6 +9,7 @@
 )]
 
 mod diagnostics;
+mod hosts;
 mod ladder;
 mod semantics;
 mod shape;

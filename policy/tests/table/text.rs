@@ -8,6 +8,8 @@
 //!   ingress allow pods(app=web) ns(team=web)pods(*) cidr(10.0.0.0/8,-10.1.0.0/16) : TCP/5432 TCP/80-90 pg
 //! admin 10 guard ns(*)pods(*)                            ClusterNetworkPolicy: tier, priority, name, pods
 //!   egress deny any if(until1) shadow
+//! host edge role=edge isolates(ingress)                  ClusterSegmentPolicy without a tier: name, nodes
+//! service shop/web TCP/80 nodeport(30080)                a Service without addresses
 //! ```
 //!
 //! A selector is `*` or requirements joined by commas: `app=a|b`, `app!=a`, `app`, `!app`.
@@ -29,6 +31,8 @@ pub(crate) fn objects(text: &str) -> Vec<Object> {
             "node" => Object::Node(node(&words)),
             "pod" => Object::Workload(std::sync::Arc::new(pod(&words))),
             "np" => Object::Policy(network_policy(&words)),
+            "host" => Object::Policy(host_policy(&words)),
+            "service" => Object::Service(service(&words)),
             "admin" => Object::Policy(cluster_policy(Tier::Admin, &words)),
             "baseline" => Object::Policy(cluster_policy(Tier::Baseline, &words)),
             "ingress" | "egress" => {
@@ -161,12 +165,45 @@ fn network_policy(words: &[&str]) -> Policy {
             pods: selector(words[2]),
             service_accounts: Match::Any,
         }],
+        nodes: Vec::new(),
         isolates: directions
             .into_iter()
             .filter(|(word, _)| isolates.contains(word))
             .map(|(_, it)| it)
             .collect(),
         ..policy(Tier::NetworkPolicy, namespace, name, words)
+    }
+}
+
+fn host_policy(words: &[&str]) -> Policy {
+    let alike = network_policy(&["np", &format!("/{}", words[1]), "*", words[3]]);
+    Policy {
+        key: PolicyKey {
+            kind: PolicyKind::ClusterSegmentPolicy,
+            ..alike.key
+        },
+        subject: Vec::new(),
+        nodes: vec![selector(words[2])],
+        ..alike
+    }
+}
+
+fn service(words: &[&str]) -> Service {
+    let (protocol, port) = words[2].split_once('/').expect("PROTOCOL/number");
+    let port = port.parse().unwrap();
+    let port = ServicePort {
+        name: String::new(),
+        protocol: self::protocol(protocol),
+        port,
+        target: TargetPort::Number(port),
+        node_port: inside(words, "nodeport").map(|number| number.parse().unwrap()),
+    };
+    Service {
+        key: key(words[1]),
+        addresses: BTreeSet::new(),
+        ports: vec![port],
+        selector: None,
+        health_check_port: None,
     }
 }
 
@@ -177,6 +214,7 @@ fn cluster_policy(tier: Tier, words: &[&str]) -> Policy {
     Policy {
         priority: words[1].parse().expect("a priority"),
         subject: vec![pods],
+        nodes: Vec::new(),
         ..policy(tier, String::new(), words[2].into(), words)
     }
 }
@@ -194,6 +232,7 @@ fn policy(tier: Tier, namespace: String, name: String, words: &[&str]) -> Policy
         tier,
         priority: 0,
         subject: Vec::new(),
+        nodes: Vec::new(),
         isolates: BTreeSet::new(),
         mode: mode(words),
         manner: Manner::default(),

@@ -110,6 +110,9 @@ fn builtin_to_wire(builtin: Builtin) -> v1::BuiltinRule {
         Builtin::Control => v1::BuiltinRule::Control,
         Builtin::Unmanaged => v1::BuiltinRule::Unmanaged,
         Builtin::MixedBackends => v1::BuiltinRule::MixedBackends,
+        Builtin::Forwarded => v1::BuiltinRule::Forwarded,
+        Builtin::Failsafe => v1::BuiltinRule::Failsafe,
+        Builtin::NodePort => v1::BuiltinRule::NodePort,
     }
 }
 
@@ -121,6 +124,9 @@ fn builtin(number: i32) -> Result<Builtin, WireError> {
         Ok(v1::BuiltinRule::Control) => Ok(Builtin::Control),
         Ok(v1::BuiltinRule::Unmanaged) => Ok(Builtin::Unmanaged),
         Ok(v1::BuiltinRule::MixedBackends) => Ok(Builtin::MixedBackends),
+        Ok(v1::BuiltinRule::Forwarded) => Ok(Builtin::Forwarded),
+        Ok(v1::BuiltinRule::Failsafe) => Ok(Builtin::Failsafe),
+        Ok(v1::BuiltinRule::NodePort) => Ok(Builtin::NodePort),
         Ok(v1::BuiltinRule::Unspecified) | Err(_) => Err(WireError::new("builtin", Problem::UnknownEnum(number))),
     }
 }

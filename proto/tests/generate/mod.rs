@@ -98,6 +98,9 @@ fn rule() -> impl Strategy<Value = RuleName> {
         Builtin::Control,
         Builtin::Unmanaged,
         Builtin::MixedBackends,
+        Builtin::Forwarded,
+        Builtin::Failsafe,
+        Builtin::NodePort,
     ];
     prop_oneof![
         select(builtins.to_vec()).prop_map(RuleName::Builtin),

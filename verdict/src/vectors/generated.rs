@@ -323,6 +323,7 @@ mod tests {
             Reason::NodeTraffic,
             Reason::Adopted,
             Reason::Unmanaged,
+            Reason::Transit,
             Reason::UnknownEndpoint,
             Reason::MissingConfig,
             Reason::MissingRuleset,

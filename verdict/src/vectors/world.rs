@@ -1,6 +1,7 @@
 //! A small world to tell stories in: two pods of this node, one elsewhere, the node, an outsider, an unbound pod.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
@@ -26,6 +27,10 @@ pub const A: u32 = 1;
 pub const B: u32 = 2;
 /// A device without endpoint.
 pub const NOBODY: u32 = 3;
+/// A device that leads out of the node, and the node's slot.
+pub const UPLINK: u32 = 6;
+/// Another such device.
+pub const SECOND_UPLINK: u32 = 7;
 /// Rulesets are `EGRESS + slot` and `INGRESS + slot`.
 pub const EGRESS: u32 = 1000;
 /// See [`EGRESS`].
@@ -132,6 +137,8 @@ pub struct World {
     pub configs: BTreeMap<u32, Config>,
     /// ADDRESSES.
     pub addresses: Vec<(AddressKey, AddressEntry)>,
+    /// OWN.
+    pub own: Vec<Address>,
     /// NETWORKS.
     pub networks: Vec<(Prefix, NetworkEntry)>,
     /// RULES.
@@ -375,6 +382,7 @@ impl World {
             .map(|(index, config)| (*index, resolve(config)))
             .collect();
         maps.addresses = self.addresses.iter().copied().collect();
+        maps.own = RefCell::new(self.own.iter().copied().collect());
         maps.networks = self.networks.iter().copied().collect();
         maps.rules = self.rules.iter().copied().collect();
         maps.ranges = self.ranges.iter().map(|(index, range)| (*index, *range)).collect();
