@@ -1,7 +1,11 @@
 //! The shipped programs and their maps for whoever measures them: filled by hand, run on packets without attaching
 //! anything, read back. The agent uses nothing of this.
 
-use std::{path::Path, time::Duration};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    time::Duration,
+};
 
 use bulkhead_policy::plan::{MapOp, MapWriter};
 use bulkhead_verdict::{
@@ -9,7 +13,13 @@ use bulkhead_verdict::{
     maps::Hook,
 };
 
-use super::{Fuse, Kernel, KernelError, maps::Table, ring::EventRing, writer::Writer};
+use super::{
+    Fuse, Kernel, KernelError,
+    maps::Table,
+    ring::EventRing,
+    sys::{self, attach_type},
+    writer::Writer,
+};
 
 /// What can be run on a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,6 +97,24 @@ impl Lab {
     pub fn run(&self, program: Program, ifindex: u32, packet: &[u8], repeat: u32) -> Result<Run, KernelError> {
         let (returned, each) = self.kernel.programs.run(program.name(), ifindex, packet, repeat)?;
         Ok(Run { returned, each })
+    }
+
+    /// Puts the program that does nothing on both hooks of a device of this network namespace, until the links are dropped: what
+    /// calling any program costs. They outlive the lab.
+    ///
+    /// # Errors
+    /// No such device.
+    pub fn attach_empty(&self, ifindex: u32) -> Result<[OwnedFd; 2], KernelError> {
+        let name = Program::Empty.name();
+        let fd = self.kernel.programs.fd(name)?;
+        let link = |place| {
+            sys::link_create(fd.as_fd(), ifindex, place).map_err(|source| KernelError::Attach {
+                ifindex,
+                program: name,
+                source,
+            })
+        };
+        Ok([link(attach_type::TCX_INGRESS)?, link(attach_type::TCX_EGRESS)?])
     }
 
     /// Forgets all flows, denials and events.

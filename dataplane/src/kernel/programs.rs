@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    programs::{SchedClassifier, TestRun, TestRunOptions},
+    programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions},
 };
 use bulkhead_verdict::maps::Hook;
 
@@ -116,6 +116,11 @@ impl Programs {
         program.try_into().map_err(failed(name))
     }
 
+    /// A loaded program's descriptor.
+    pub(crate) fn fd(&self, name: &'static str) -> Result<&ProgramFd, KernelError> {
+        self.get(name)?.fd().map_err(failed(name))
+    }
+
     /// Instructions the verifier walked to accept a hook's program.
     pub fn verified_instructions(&self, hook: Hook) -> Result<u32, KernelError> {
         let name = program_name(hook);
@@ -174,7 +179,7 @@ impl Programs {
     pub(crate) fn attach(&self, links: &Path, ifindex: u32) -> Result<(), KernelError> {
         for hook in HOOKS {
             let name = program_name(hook);
-            let fd = self.get(name)?.fd().map_err(failed(name))?;
+            let fd = self.fd(name)?;
             attach_one(&pin(links, ifindex, hook), fd.as_fd(), ifindex, hook).map_err(|source| {
                 KernelError::Attach {
                     ifindex,
