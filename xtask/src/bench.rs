@@ -56,9 +56,11 @@ const fn peers(name: &'static str) -> Benchmark {
     }
 }
 
-const BENCHMARKS: [Benchmark; 7] = [
+const BENCHMARKS: [Benchmark; 9] = [
     peers("forwarding"),
     peers("connections"),
+    peers("flowlog"),
+    peers("maps"),
     // Not optimised: what is measured are the kernel programs, which always are, and the kernel holds the watch.
     Benchmark {
         name: "verdict",

@@ -6,7 +6,7 @@ use std::{
     fs,
     net::{SocketAddr, TcpListener, TcpStream},
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -187,6 +187,25 @@ impl Bed {
             let _gone = flows.remove(&key);
         }
         Ok(())
+    }
+
+    /// A folder that goes with the bed; a bpf file system in it must be called `bpf…`.
+    pub(crate) fn folder(&self) -> &Path {
+        self.plain.net.directory()
+    }
+
+    /// A bed of nothing but our agent, with so many peers.
+    pub(crate) fn ours(count: u32) -> Result<Self> {
+        Ok(Self {
+            plain: Node::new(None)?,
+            ours: BTreeMap::from([(count, Node::new(Some(count))?)]),
+            empty: Vec::new(),
+        })
+    }
+
+    /// The agent's own account, and where it pins its maps.
+    pub(crate) fn stack(&self, judge: Judge) -> Result<&Stack> {
+        self.node(judge)?.stack.as_ref().context("no agent")
     }
 
     /// The agent's process.

@@ -36,6 +36,20 @@ pub(crate) fn of(pid: u32) -> Result<Duration> {
     Ok(Duration::from_nanos(sum))
 }
 
+/// How often threads of a process went to sleep of themselves, and so were woken.
+pub(crate) fn sleeps(pid: u32) -> Result<u64> {
+    let tasks = format!("/proc/{pid}/task");
+    let mut sum = 0;
+    for task in fs::read_dir(&tasks).with_context(|| format!("reading {tasks}"))? {
+        let status = fs::read_to_string(task?.path().join("status")).unwrap_or_default();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        sum += line.and_then(|number| number.trim().parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(sum)
+}
+
 fn on_cpu(file: &str) -> Option<u64> {
     fs::read_to_string(file).ok()?.split_whitespace().next()?.parse().ok()
 }

@@ -3,7 +3,9 @@
 mod bed;
 mod connections;
 mod cpu;
+mod flowlog;
 mod forwarding;
+mod maps;
 mod report;
 mod rules;
 
@@ -35,6 +37,8 @@ struct Options {
 enum Topic {
     Forwarding,
     Connections,
+    Flowlog,
+    Maps,
 }
 
 fn main() -> ExitCode {
@@ -57,6 +61,8 @@ fn bench(options: &Options) -> Result<ExitCode> {
     let tables = match options.topic {
         Topic::Forwarding => forwarding::bench(&mut Bed::new()?, &judges(), options.rounds),
         Topic::Connections => connections::bench(&mut Bed::new()?, &judges(), options.rounds),
+        Topic::Flowlog => flowlog::bench(options.rounds)?,
+        Topic::Maps => maps::bench(options.rounds)?.into(),
     };
     if options.json {
         eprintln!("{heading}");
