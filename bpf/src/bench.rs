@@ -1,14 +1,22 @@
-//! For measurements only, never loaded by the agent: a packet that is another flow's each time it is judged. The kernel
-//! repeats one packet, and a second one of the same flow takes the fast path.
+//! For measurements only, never loaded by the agent: a packet that is another flow's each time it is judged (the kernel
+//! repeats one packet, and a second one of the same flow takes the fast path), and records without a verdict.
 
 use aya_ebpf::{
     bindings::xdp_md,
     btf_maps::{LpmTrie, lpm_trie::Key},
 };
-use bulkhead_verdict::uplink::Frame;
+use bulkhead_verdict::{
+    layout::{event_kind, identity, rule},
+    maps::{Hook, Packet},
+    packet::{self, Headers, Kind},
+    reason::Reason,
+    record::{self, Outcome, Record},
+    uplink::Frame,
+};
 
 use crate::{
     packet::Skb,
+    state::Kernel,
     xdp::{Linear, action},
 };
 
@@ -41,6 +49,33 @@ pub(crate) fn next_port(skb: &Skb) -> bool {
         port.write_unaligned(u16::from_be(port.read_unaligned()).wrapping_add(1).to_be());
     }
     true
+}
+
+/// The headers of a packet of a flow, without extensions.
+#[inline(always)]
+pub(crate) fn headers(skb: &Skb) -> Option<Headers> {
+    let mut headers = Headers::default();
+    packet::network(skb, &mut headers).ok()?;
+    packet::transport(skb, &mut headers).ok()?;
+    (headers.kind == Kind::Flow).then_some(headers)
+}
+
+/// Writes the record of a flow that such a packet has opened, and no flow: identities and rule are the first there are.
+#[inline(always)]
+pub(crate) fn event(skb: &Skb, headers: &Headers) {
+    let record = Record {
+        flow: u64::from(skb.length()),
+        rule: rule::FIRST_INTERNED,
+        source_identity: identity::FIRST_INTERNED,
+        destination_identity: identity::FIRST_INTERNED + 1,
+        event: event_kind::OPEN,
+        ..Record::EMPTY
+    };
+    let outcome = Outcome {
+        hook: Hook::FromPod,
+        reason: Reason::Allowed,
+    };
+    record::event(skb, &Kernel, headers, &record, outcome);
 }
 
 /// IPv4 prefixes as a longest-prefix trie, which [`lpm`] looks into: what the uplink's tables are measured beside.

@@ -88,6 +88,28 @@ pub fn bench_mutate(context: TcContext) -> i32 {
     }
 }
 
+/// For measurements: reads headers and nothing else.
+#[classifier]
+pub fn bench_headers(context: TcContext) -> i32 {
+    match bench::headers(&Skb::new(&context)) {
+        Some(_) => NEXT,
+        None => SHOT,
+    }
+}
+
+/// For measurements: as [`bench_headers`], and the record of a flow.
+#[classifier]
+pub fn bench_event(context: TcContext) -> i32 {
+    let skb = Skb::new(&context);
+    match bench::headers(&skb) {
+        Some(headers) => {
+            bench::event(&skb, &headers);
+            NEXT
+        }
+        None => SHOT,
+    }
+}
+
 /// For measurements: the next source and nothing else.
 #[xdp(frags)]
 pub fn bench_source(context: XdpContext) -> u32 {

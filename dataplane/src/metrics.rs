@@ -204,6 +204,9 @@ fn packets(registry: &mut Registry, status: &AgentStatus) {
     registry.register("packets", "Packets by hook and reason of the verdict", packets);
     registry.register("bytes", "Bytes by hook and reason of the verdict", bytes);
     registry.register("lost_records", "Flow records lost, by place", lost);
+    let events: Counter = Counter::default();
+    events.inc_by(status.events_read);
+    registry.register("events_read", "Events read from the kernel's ring", events);
 }
 
 fn pods(registry: &mut Registry, agent: &Agent) {

@@ -373,6 +373,7 @@ impl Agent {
             },
             names: names(&sums),
             lost: self.losses(),
+            events_read: self.counters.events.load(Ordering::Relaxed),
             unmanaged: holding.unmanaged,
             bypass: holding.bypass.map(|(until, reason)| Bypass {
                 until: clock::timestamp(until),

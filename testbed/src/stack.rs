@@ -187,6 +187,15 @@ impl Stack {
         self.directory.join(format!("bpf{node}"))
     }
 
+    /// The process of an agent.
+    ///
+    /// # Errors
+    /// When it was not started.
+    pub fn agent_pid(&self, node: usize) -> Result<u32> {
+        let running = self.agents.get(node).and_then(Option::as_ref);
+        Ok(running.with_context(|| format!("node {node} has no agent"))?.pid())
+    }
+
     /// Kills an agent with SIGKILL.
     ///
     /// # Errors

@@ -17,6 +17,10 @@ use crate::{
 struct Benchmark {
     name: &'static str,
     program: &'static str,
+    /// What the program is told beside options.
+    topic: Option<&'static str>,
+    /// Measures others too, whose programs are installed where they are missing.
+    peers: bool,
     /// Programs it is made of: packages and binaries.
     parts: &'static [[&'static str; 2]],
     profile: &'static str,
@@ -31,11 +35,38 @@ const PROPAGATION: [[&str; 2]; 2] = [
     ["bulkhead-dataplane", "bulkhead-agent"],
 ];
 
-const BENCHMARKS: [Benchmark; 5] = [
+/// What `bench-peers` runs.
+const NODE: [[&str; 2]; 3] = [
+    ["bulkhead-benches", "bench-peers"],
+    ["bulkhead-dataplane", "bulkhead-agent"],
+    ["bulkhead-controller", "bulkhead-controller"],
+];
+
+/// A topic of `bench-peers`. Not optimised, as the first: packets are the kernel's, and what is ours in user space is an upper bound.
+const fn peers(name: &'static str) -> Benchmark {
+    Benchmark {
+        name,
+        program: "bench-peers",
+        topic: Some(name),
+        peers: true,
+        parts: &NODE,
+        profile: "dev",
+        root: true,
+        options: &["--rounds"],
+    }
+}
+
+const BENCHMARKS: [Benchmark; 9] = [
+    peers("forwarding"),
+    peers("connections"),
+    peers("flowlog"),
+    peers("maps"),
     // Not optimised: what is measured are the kernel programs, which always are, and the kernel holds the watch.
     Benchmark {
         name: "verdict",
         program: "bench-verdict",
+        topic: None,
+        peers: false,
         parts: &[["bulkhead-benches", "bench-verdict"]],
         profile: "dev",
         root: true,
@@ -45,6 +76,8 @@ const BENCHMARKS: [Benchmark; 5] = [
     Benchmark {
         name: "feed",
         program: "bench-feed",
+        topic: None,
+        peers: false,
         parts: &[["bulkhead-benches", "bench-feed"]],
         profile: "dev",
         root: true,
@@ -54,6 +87,8 @@ const BENCHMARKS: [Benchmark; 5] = [
     Benchmark {
         name: "revocation",
         program: "bench-revocation",
+        topic: None,
+        peers: false,
         parts: &[
             ["bulkhead-benches", "bench-revocation"],
             ["bulkhead-dataplane", "bulkhead-agent"],
@@ -67,6 +102,8 @@ const BENCHMARKS: [Benchmark; 5] = [
     Benchmark {
         name: "propagation",
         program: "bench-propagation",
+        topic: None,
+        peers: false,
         parts: &PROPAGATION,
         profile: "bench",
         root: false,
@@ -83,6 +120,8 @@ const BENCHMARKS: [Benchmark; 5] = [
     Benchmark {
         name: "memory",
         program: "bench-propagation",
+        topic: None,
+        peers: false,
         parts: &PROPAGATION,
         profile: "bench",
         root: false,
@@ -145,6 +184,12 @@ pub(crate) fn bench(arguments: &mut Arguments) -> Result<ExitCode> {
     for [package, binary] in benchmark.parts {
         build.args(["--package", package, "--bin", binary]);
     }
+    if benchmark.peers
+        && let Err(error) = setup::ensure_peers()
+    {
+        // Whatever is not here is skipped by name.
+        eprintln!("{} {error:#}", paint(run::YELLOW, "NOTE"));
+    }
     if json {
         // Standard output is for the measurements alone.
         succeeds(Command::new(std::env::current_exe().context("finding xtask")?).arg("setup"))?;
@@ -155,6 +200,7 @@ pub(crate) fn bench(arguments: &mut Arguments) -> Result<ExitCode> {
     }
     let folder = if benchmark.profile == "dev" { "debug" } else { "release" };
     let mut command = Command::new(paths::target().join(folder).join(benchmark.program));
+    command.args(benchmark.topic);
     command.args(given.iter().flat_map(|(option, value)| [option, value]));
     if json {
         command.arg("--json");

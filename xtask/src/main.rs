@@ -32,6 +32,10 @@ cargo xtask COMMAND
   bpf                     build the kernel programs; prints path, size and sha256
   bench [verdict] [--json]
                           nanoseconds per packet of the shipped programs
+  bench forwarding|connections [--rounds N] [--json]
+                          CPU time of a packet and of a connection from pod to pod, beside nftables and iptables rule sets
+  bench flowlog|maps [--rounds N] [--json]
+                          what a flow record costs and whether losses are counted; loading addresses, beside nft and ipset
   bench revocation [--runs N] [--flows N] [--json]
                           from the write that takes a permission away to the last packet, 100,000 live flows, nftables beside it
   bench propagation [--nodes N] [--pods N] [--policies N] [--changes N] [--json]

@@ -18,6 +18,7 @@ use crate::{
 const LLVM_MAJOR: u32 = 22;
 
 /// A Debian package that provides something the checkout needs.
+#[derive(Clone, Copy)]
 struct Package {
     name: &'static str,
     why: &'static str,
@@ -106,6 +107,31 @@ const CLUSTER: [(&str, Package); 7] = [
     ),
 ];
 
+/// What benchmarks measure beside us.
+const PEERS: [(&str, Package); 3] = [
+    (
+        "/usr/sbin/iptables",
+        Package {
+            name: "iptables",
+            why: "rule sets in the shape of iptables-based products",
+        },
+    ),
+    (
+        "/usr/sbin/nft",
+        Package {
+            name: "nftables",
+            why: "the same policy as a verdict map",
+        },
+    ),
+    (
+        "/usr/sbin/ipset",
+        Package {
+            name: "ipset",
+            why: "the sets of those rule sets",
+        },
+    ),
+];
+
 /// What is not there.
 struct Missing {
     packages: Vec<Package>,
@@ -157,11 +183,21 @@ pub(crate) fn ensure() -> Result<bool> {
 
 /// Installs what a cluster needs beside what `ensure` installs.
 pub(crate) fn ensure_cluster() -> Result<()> {
+    ensure_programs(&CLUSTER)
+}
+
+/// Installs what benchmarks measure beside us.
+pub(crate) fn ensure_peers() -> Result<()> {
+    ensure_programs(&PEERS)
+}
+
+/// Installs the packages whose programs are not where they should be.
+fn ensure_programs(wanted: &[(&str, Package)]) -> Result<()> {
     let missing = || {
-        CLUSTER
-            .into_iter()
+        wanted
+            .iter()
             .filter(|(program, _)| !Path::new(program).exists())
-            .map(|(_, package)| package)
+            .map(|(_, package)| *package)
             .collect::<Vec<_>>()
     };
     let packages = missing();

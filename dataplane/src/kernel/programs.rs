@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    programs::{SchedClassifier, TestRun, TestRunOptions},
+    programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions},
 };
 use bulkhead_verdict::maps::Hook;
 
@@ -136,7 +136,12 @@ impl Programs {
         program.try_into().map_err(failed(name))
     }
 
-    /// Instructions the verifier walked to accept a hook's program on a pod's device.
+    /// A loaded program's descriptor.
+    pub(crate) fn fd(&self, name: &'static str) -> Result<&ProgramFd, KernelError> {
+        self.get(name)?.fd().map_err(failed(name))
+    }
+
+    /// Instructions the verifier walked to accept a hook's program.
     pub fn verified_instructions(&self, hook: Hook) -> Result<u32, KernelError> {
         self.verified(program_name(Leads::In, hook))
     }
@@ -202,7 +207,7 @@ impl Programs {
     pub(crate) fn attach(&self, links: &Path, ifindex: u32, leads: Leads) -> Result<(), KernelError> {
         for hook in HOOKS {
             let name = program_name(leads, hook);
-            let fd = self.get(name)?.fd().map_err(failed(name))?;
+            let fd = self.fd(name)?;
             let path = pin(links, ifindex, leads, hook);
             attach_one(&path, fd.as_fd(), ifindex, place(leads, hook)).map_err(|source| KernelError::Attach {
                 ifindex,
