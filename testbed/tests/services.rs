@@ -332,7 +332,9 @@ fn by_backend(bed: &mut Bed) {
         bed.stack.remove(file).unwrap();
     }
     bed.service("client", "web", Some("web"));
-    bed.service("client", "host", None);
+    // A node's address behind a Service is an address: the rule is about the one of IPv4.
+    bed.answers("client", vip("host", false), 80, Some("node-2"));
+    bed.answers("client", vip("host", true), 80, None);
     bed.stack.remove("policy.yaml").unwrap();
     bed.service("client", "host", Some("node-2"));
 }
