@@ -278,11 +278,12 @@ impl Testnet {
         let mac_text = mac.map(|byte| format!("{byte:02x}")).join(":");
         let gateway = GATEWAY_MAC.map(|byte| format!("{byte:02x}")).join(":");
         netns.sysctl(&[("ipv6/conf/default/accept_dad", "0")])?;
+        // Of scope link, or the node would masquerade with it what it passes on to the pod.
         node.netns.ip(&format!(
             "link add {device} type veth peer name eth0 netns {pod}\n\
              link set {device} addrgenmode none\n\
              link set {device} address {gateway} up\n\
-             addr add 169.254.1.1/32 dev {device}\n\
+             addr add 169.254.1.1/32 dev {device} scope link\n\
              addr add fe80::1/64 dev {device} nodad\n",
             pod = netns.name()
         ))?;

@@ -23,6 +23,9 @@ const HISTOGRAM_COLUMNS: usize = 6;
 /// How the reason of an ignored test begins that a tier of its own runs: it is not skipped for want of anything.
 const SLOW: &str = "ignored, slow: ";
 
+/// The tier whose tests want what a cluster's nodes have.
+const E2E: &str = "e2e";
+
 /// A tier of tests.
 struct Tier {
     name: &'static str,
@@ -64,8 +67,8 @@ const TIERS: [Tier; 8] = [
         select: Select::Named(&["kernel_vectors", "agent"]),
     },
     Tier {
-        name: "e2e",
-        what: "real TCP, UDP and ICMP between pods in namespaces, compared with simulate and the oracle; root",
+        name: E2E,
+        what: "real TCP, UDP and ICMP between pods in namespaces, compared with simulate and the oracle; root, and Go for kube-proxy",
         select: Select::Named(&[
             "bed",
             "demo",
@@ -81,6 +84,7 @@ const TIERS: [Tier; 8] = [
             "past",
             "leases",
             "host",
+            "services",
             "soak",
         ]),
     },
@@ -242,7 +246,12 @@ fn run_tier(tier: &Tier, soak: Option<&str>) -> Result<Outcome> {
     if let Some(seconds) = soak {
         command.env("BULKHEAD_SOAK", seconds);
     }
-    if matches!(tier.select, Select::Kube(_) | Select::Slow(_))
+    let end_to_end = tier.name == E2E && run::is_root();
+    if end_to_end {
+        // kube-proxy and the CNI's plugins want Debian's programs.
+        setup::ensure_cluster()?;
+    }
+    if (end_to_end || matches!(tier.select, Select::Kube(_) | Select::Slow(_)))
         && let Some(program) = binaries::api_server()?
     {
         command.env("BULKHEAD_KUBE_TESTBED", program);
